@@ -1,0 +1,46 @@
+# make demo: install, then search and export on real data.  make test: the whole suite, two cores, no GPU.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A folder of its own each time: an earlier demo is not thrown away.
+STAMP := $(shell date +%Y%m%d-%H%M%S)
+DEMO ?= runs/demo-$(STAMP)
+# One thread a process: trials share the cores, and one thread makes training repeatable.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow test-soak check install bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "prunefront needs Python >= 3.11, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/prunefront search examples/digits.yaml --name $(notdir $(DEMO)) --storage $(dir $(DEMO))
+	$(BIN)/prunefront export $(DEMO) --speedup 2 --out $(DEMO)-export
+
+# One process a core; a file stays in one process, so that its Ray cluster is started once.
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+test-soak: install
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/step_overhead.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

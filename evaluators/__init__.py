@@ -1,0 +1,70 @@
+"""Given any plain `nn.Module` or ONNX file, measure it: latency, accuracy, parity, cost on paper.
+
+Names are imported on first use (PEP 562): reading an `errors` or `measurement` needs neither torch nor ONNX
+Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evaluators.accuracy import OnnxPredictor, Score, evaluate, module_predictor, top1
+    from evaluators.counting import count_macs, count_params
+    from evaluators.errors import EvaluationError, ExportError, RigError, RigUnavailable
+    from evaluators.measurement import DeviceStamp, Measurement
+    from evaluators.onnx_export import batch_kind, export_onnx
+    from evaluators.parity import ParityError, ParityReport, check_parity, compare_modules
+    from evaluators.rig import LatencyRig, make_rig, rig_names
+    from evaluators.timing import PairedTiming, TimingSettings, time_pair
+
+__all__ = [
+    "DeviceStamp",
+    "EvaluationError",
+    "ExportError",
+    "LatencyRig",
+    "Measurement",
+    "OnnxPredictor",
+    "PairedTiming",
+    "ParityError",
+    "ParityReport",
+    "RigError",
+    "RigUnavailable",
+    "Score",
+    "TimingSettings",
+    "batch_kind",
+    "check_parity",
+    "compare_modules",
+    "count_macs",
+    "count_params",
+    "evaluate",
+    "export_onnx",
+    "make_rig",
+    "module_predictor",
+    "rig_names",
+    "time_pair",
+    "top1",
+]
+
+_HOMES: dict[str, tuple[str, ...]] = {
+    "accuracy": ("OnnxPredictor", "Score", "evaluate", "module_predictor", "top1"),
+    "counting": ("count_macs", "count_params"),
+    "errors": ("EvaluationError", "ExportError", "RigError", "RigUnavailable"),
+    "measurement": ("DeviceStamp", "Measurement"),
+    "onnx_export": ("batch_kind", "export_onnx"),
+    "parity": ("ParityError", "ParityReport", "check_parity", "compare_modules"),
+    "rig": ("LatencyRig", "make_rig", "rig_names"),
+    "timing": ("PairedTiming", "TimingSettings", "time_pair"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'evaluators' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"evaluators.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

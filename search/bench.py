@@ -1,0 +1,266 @@
+"""Open what all trials of a run share, from its folder: the job, the task, the dense network, its figures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from admm.compute import Compute
+from admm.errors import PruneError
+from admm.plan import PruningPlan
+from evaluators import (
+    ExportError,
+    Measurement,
+    RigUnavailable,
+    count_macs,
+    count_params,
+    make_rig,
+)
+from evaluators.errors import EvaluationError
+from evaluators.modes import evaluating, module_output
+from search.artefact import ship
+from search.atomic import json_text, parse_json
+from search.budget import Budget
+from search.errors import UserError
+from search.job import Job
+from search.job_file import load_job
+from search.profile import Profile, fastest_reachable, profile_network, require_reachable, shapes_onnx
+from search.result import Baseline
+from search.store import MODEL_NAME, RunStore, write_atomic
+from search.tasks.base import PreparedTask, check_task, prepare
+from search.tasks.data import Arrays
+from search.tasks.dense import DenseEpoch, build_model, train_dense
+from search.tasks.fingerprint import fingerprint, same_data
+from search.trial import Bench, MeasureOn
+from search.weights import prunable_weights
+
+WEIGHTS_NAME = "weights.safetensors"
+DATA_NAME = "data.json"
+
+
+class Reporter(Protocol):
+    """Where preparation says what it does."""
+
+    def say(self, line: str) -> None:
+        """One line for the user."""
+
+    def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
+        """One epoch of training the dense network is over."""
+
+
+def local_measure(job: Job, dense_onnx: bytes) -> MeasureOn:
+    """Measure in this process; the rigs are opened once. Raises `RigUnavailable` for a rig this machine lacks."""
+    rigs = {spec.name: (make_rig(spec.name, threads=spec.threads), spec.batch) for spec in job.rigs}
+
+    def measure(name: str, content: bytes) -> Measurement:
+        rig, batch = rigs[name]
+        return rig.measure(content, dense_onnx, batch=batch)
+
+    return measure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A job whose task loads, whose rigs are here and whose network can be searched; nothing trained or written."""
+
+    task: PreparedTask
+    model: nn.Module
+    profile: Profile
+
+    @classmethod
+    def of(cls, job: Job) -> Prepared:
+        """Check the job, its data and its network. Raises `UserError`, one line."""
+        for i, spec in enumerate(job.rigs):
+            try:
+                make_rig(spec.name, threads=spec.threads)
+            except RigUnavailable as error:
+                raise job.error(f"rigs.{i}", str(error)) from None
+        require_compute(job)
+        task, model = prepare_task(job)
+        require_finite(task, model)
+        return cls(task=task, model=model, profile=profile_network(job, model, task.example_input))
+
+    def check_shapes(self, job: Job) -> None:
+        """Export the dense network, and measure the smallest one against it where there is a budget.
+
+        A latency is one of shapes: nothing needs to be trained to know it. Raises `UserError`, `BudgetUnreachable`.
+        """
+        example, align = self.task.example_input, job.sparsity.align
+        try:
+            dense = shapes_onnx(self.model, self.profile.groups, PruningPlan(), example, align)
+        except ExportError as error:
+            raise UserError(f"task {self.task.task.name!r}: {error}: torch.export must follow its forward") from error
+        budget = Budget.of(job)
+        if budget is not None:
+            measure = local_measure(job, dense)
+            fastest = fastest_reachable(
+                self.profile, self.model, example, align, lambda onnx: measure(budget.rig, onnx)
+            )
+            require_reachable(budget, fastest, job)
+
+
+def require_compute(job: Job) -> None:
+    """Raises `UserError` where this machine cannot compute as the job asks; a GPU may be another machine's."""
+    if job.resources.gpus_per_trial > 0.0 and not torch.cuda.is_available():
+        return
+    device = torch.device("cuda" if job.resources.gpus_per_trial > 0.0 else "cpu")
+    try:
+        Compute(**job.compute.model_dump()).require(device)
+    except ValueError as error:
+        raise job.error("compute.autocast", str(error).removeprefix("compute.autocast ")) from None
+
+
+def require_resources(job: Job) -> None:
+    """Raises `UserError` where one trial needs more than this machine has; a cluster may have it."""
+    have = {"cpus": os.cpu_count() or 1, "gpus": torch.cuda.device_count()}
+    for kind, need in (("cpus", job.resources.cpus_per_trial), ("gpus", job.resources.gpus_per_trial)):
+        if need > have[kind]:
+            raise job.error(
+                f"resources.{kind}_per_trial",
+                f"a trial needs {need:g} {kind[:-1].upper()}s, this machine has {have[kind]}: lower it, or join a "
+                f"cluster with --address",
+            )
+
+
+def require_finite(task: PreparedTask, model: nn.Module) -> None:
+    """Raises `UserError` for NaN or infinity in the data (resident: all, else a batch) or in the network's outputs."""
+    parts = [("train", task.task.train, task.train_batches(0)), ("val", task.task.val, task.val_batches())]
+    test = task.test_batches()
+    if test is not None:
+        parts.append(("test", task.task.test, test))
+    for name, whole, batches in parts:
+        inputs = whole.x if isinstance(whole, Arrays) else next(iter(batches))[0]
+        bad = (~torch.isfinite(inputs)).reshape(len(inputs), -1).any(1).nonzero().flatten()
+        if len(bad):
+            raise UserError(
+                f"task {task.task.name!r}: the {name} inputs hold NaN or infinity in {len(bad)} of {len(inputs)} "
+                f"samples, first in sample {int(bad[0])}: clean the data"
+            )
+    with evaluating(model):
+        outputs = module_output(model, task.example_input)
+    if not torch.isfinite(outputs).all():
+        raise UserError(f"task {task.task.name!r}: the network gives NaN or infinity: are its weights right?")
+
+
+def prepare_task(job: Job) -> tuple[PreparedTask, nn.Module]:
+    """The job's task, readable, and its freshly built network, both checked with one batch. Raises `UserError`."""
+    task = prepare(job.load_task(), job.search.seed)
+    model = build_model(task)
+    check_task(task, model)
+    return task, model
+
+
+def prepare_run(store: RunStore, job: Job, prepared: Prepared, reporter: Reporter) -> tuple[Baseline, Profile]:
+    """Everything before the first trial: dense network, its figures, profile; each is done once.
+
+    Raises `UserError` for what the user must mend.
+    """
+    task, model, profile = prepared.task, prepared.model, prepared.profile
+    for note in (*task.notes, *profile.notes):
+        reporter.say(note)
+    require_same_data(store, task)
+    if not (store.baseline_dir / DATA_NAME).exists():
+        write_atomic(store.baseline_dir / DATA_NAME, json_text(fingerprint(task, repeat=True)))
+    dense_weights(store, job, task, model, reporter)
+    if not store.has_baseline:
+        reporter.say("exporting and measuring the dense network")
+        store.write_baseline(_baseline(store, job, task, model))
+    baseline = store.read_baseline()
+    store.write_profile(profile.to_dict())
+    return baseline, profile
+
+
+def require_same_data(store: RunStore, task: PreparedTask) -> None:
+    """Raises `UserError` where the task gives other data than the run began with: a split that was drawn anew."""
+    path = store.baseline_dir / DATA_NAME
+    if not path.exists():
+        return
+    try:
+        known = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: remove it to trust the data as they are now") from None
+    if not same_data(known, fingerprint(task)):
+        raise UserError(
+            f"task {task.task.name!r}: the task gives other data than when the run began (its validation split?): "
+            f"seed its split, or start a new run"
+        )
+
+
+def dense_weights(store: RunStore, job: Job, task: PreparedTask, model: nn.Module, reporter: Reporter) -> None:
+    """Load the run's dense weights into `model`, or train them by the task's recipe and keep them."""
+    path = store.baseline_dir / WEIGHTS_NAME
+    if path.exists():
+        load_dense(path, model)
+        return
+    recipe = task.task.dense
+    if recipe is not None:
+        reporter.say(f"training the dense network: {recipe.epochs} epochs")
+        train_dense(
+            task,
+            model,
+            recipe,
+            forward=Compute(**job.compute.model_dump()).forward,
+            on_epoch=lambda epoch: reporter.dense_epoch(epoch, recipe.epochs),
+        )
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
+    write_atomic(path, save(state))
+
+
+def load_dense(path: Path, model: nn.Module) -> None:
+    """Load the dense weights of a run. Raises `UserError` when the task builds another network now."""
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path} does not fit the task's network ({line}): has the task changed since?") from None
+
+
+def _baseline(store: RunStore, job: Job, task: PreparedTask, model: nn.Module) -> Baseline:
+    """Export, check, score and measure the dense network; it is measured against itself."""
+    try:
+        shipped = ship(model, task, store.baseline_dir / MODEL_NAME)
+    except (UserError, PruneError, EvaluationError):
+        raise
+    except Exception as error:  # the user's network, metric and data are called in there
+        raise UserError(
+            f"task {task.task.name!r}: scoring the dense network: {type(error).__name__}: {error}"
+        ) from error
+    measure = local_measure(job, shipped.content)
+    measured = {rig.name: measure(rig.name, shipped.content) for rig in job.rigs}
+    recipe = task.task.dense
+    return Baseline(
+        accuracy=shipped.score.value,
+        accuracy_stderr=shipped.score.stderr,
+        latency_ms=measured[job.deciding_rig.name].latency_ms,
+        macs=count_macs(model, task.example_input),
+        params=count_params(model),
+        weights=prunable_weights(model),
+        measurements={name: m.to_dict() for name, m in measured.items()},
+        trained_epochs=float(recipe.epochs) if recipe is not None else 0.0,
+    )
+
+
+def open_bench(
+    store: RunStore, job: Job | None = None, measure: MeasureOn | None = None, device: torch.device | None = None
+) -> Bench:
+    """The bench of a prepared run, as a worker opens it: everything is read, nothing is trained or written."""
+    job = job or load_job(store.job_path)
+    task, model = prepare_task(job)
+    require_same_data(store, task)
+    load_dense(store.baseline_dir / WEIGHTS_NAME, model)
+    return Bench(
+        job=job,
+        task=task,
+        dense=model.eval(),
+        profile=Profile.from_dict(store.read_profile()),
+        baseline=store.read_baseline(),
+        measure=measure or local_measure(job, (store.baseline_dir / MODEL_NAME).read_bytes()),
+        device=device or torch.device("cpu"),
+    )

@@ -1,0 +1,245 @@
+"""The command line: every mistake of the user ends in one line that names the mend, exit code 2 or 3."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from search.errors import UserError
+
+#: The base of Typer's complaints about a command line, wherever this version of Typer keeps it.
+_UsageMistake: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="prunefront",
+    help="Search for the Pareto front of a network's pruned forms, by measured latency and accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def number(text: str) -> float:
+    """An option's number; our own, because Typer's complaint does not say what was typed."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
+def whole(text: str) -> int:
+    """An option's whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+Latency = Annotated[float | None, typer.Option(metavar="X", parser=number, help="Budget: latency in milliseconds.")]
+Speedup = Annotated[
+    float | None, typer.Option(metavar="X", parser=number, help="Budget: speed-up over the dense network.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
+
+
+@app.command()
+def search(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder to go on with.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run folder.")] = None,
+    storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where run folders are made.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole, help="Trials in all; may be more than before.")
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="10m", help="Stop after this long: 90s, 10m, 1h30m.")
+    ] = None,
+    latency_ms: Latency = None,
+    speedup: Speedup = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", parser=whole, help="Seed of the sampler and of the training.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
+    ] = None,
+) -> None:
+    """Search for the front of a job, or go on with a run.
+
+    A run may be stopped at any moment, and goes on with `prunefront search RUN`. It ends with the front as a table
+    and as a picture.
+    """
+    seconds = None if time_budget is None else duration(time_budget)
+    from search.search_command import run_or_resume
+
+    run_or_resume(
+        job,
+        name=name,
+        storage=storage,
+        trials=trials,
+        seconds=seconds,
+        latency_ms=latency_ms,
+        speedup=speedup,
+        seed=seed,
+        address=address,
+        console=Console(highlight=False),
+    )
+
+
+@app.command()
+def front(run: Run, as_json: Json = False) -> None:
+    """Show the front of a run.
+
+    The dense network comes first, then the trials that no other beats in both accuracy and latency.
+    """
+    from search.commands import show_front
+
+    show_front(run, as_json=as_json, console=Console(highlight=False))
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the network.", show_default=False)],
+    latency_ms: Latency = None,
+    speedup: Speedup = None,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="PP", parser=number, help="Largest accuracy drop, in percentage points.")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(metavar="N", parser=whole, help="A trial by its number.")] = None,
+) -> None:
+    """Export one network of a run.
+
+    Give exactly one of --latency-ms and --speedup (the most accurate network within it), --max-drop (the fastest
+    that drops no more) and --trial. The network is measured once more before it is handed over.
+    """
+    from search.commands import export_from_run
+
+    export_from_run(
+        run,
+        out,
+        latency_ms=latency_ms,
+        speedup=speedup,
+        max_drop=max_drop,
+        trial=trial,
+        console=Console(highlight=False),
+    )
+
+
+@app.command()
+def prune(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run, for its dense weights.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the network.")],
+    plan: Annotated[
+        Path | None, typer.Option(metavar="plan.json", help="Sparsity by layer and structure, set by hand.")
+    ] = None,
+    compression_x: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=number, help="Dense prunable weights over kept ones, at least 1."),
+    ] = None,
+    mac_fraction: Annotated[
+        float | None, typer.Option(metavar="F", parser=number, help="Share of the MACs that stays, in (0, 1].")
+    ] = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="What a number may remove: unstructured,filter; else as in the job."),
+    ] = None,
+) -> None:
+    """Prune one network, by one number or by a plan of your own.
+
+    Give exactly one of --compression-x, --mac-fraction (the sparsity of every layer is found while it trains) and
+    --plan. Convergence is shown iteration by iteration. Without Ray, by the same worker as in a search: with a run
+    and the plan.json of one of its trials, that trial is reproduced alone.
+    """
+    from search.prune_command import prune_to_folder
+
+    prune_to_folder(
+        job,
+        out,
+        plan=plan,
+        compression_x=compression_x,
+        mac_fraction=mac_fraction,
+        structures=structures,
+        console=Console(highlight=False),
+    )
+
+
+@app.command()
+def measure(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to measure.", show_default=False)],
+    against: Annotated[
+        Path | None, typer.Option(metavar="OTHER.onnx", help="The model to compare with; itself if left out.")
+    ] = None,
+    rig: Annotated[str, typer.Option(metavar="RIG", help="Where to measure.")] = "onnxruntime-cpu",
+    threads: Annotated[int, typer.Option(metavar="N", parser=whole, help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option(metavar="N", parser=whole, help="Samples in one inference.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure the latency of an ONNX file.
+
+    Against another one, the two take turns on the same core and the speed-up is that of the pairs.
+    """
+    from search.commands import measure_models
+
+    measure_models(
+        model, against, rig=rig, threads=threads, batch=batch, as_json=as_json, console=Console(highlight=False)
+    )
+
+
+def duration(text: str) -> float:
+    """Seconds in `90s`, `10m`, `1h30m` or a plain number of seconds; raises `UserError`."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"{number}|(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip(), re.ASCII)
+    plain, hours, minutes, seconds = (float(part or 0.0) for part in match.groups()) if match else (0.0,) * 4
+    total = plain + 3600.0 * hours + 60.0 * minutes + seconds
+    if total <= 0.0:
+        raise UserError(f"--time-budget: {text!r} is no duration above 0: write 90s, 10m or 1h30m")
+    return total
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line to standard error; returns the exit code."""
+    line = " ".join(message.split())
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+    return code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. 2: a mistake to mend, 3: the budget cannot be met, 130: Ctrl-C."""
+    from admm.errors import PruneError
+    from evaluators.errors import EvaluationError
+
+    try:
+        outcome: Any = typer.main.get_command(app).main(arguments, prog_name="prunefront", standalone_mode=False)
+    except UserError as error:
+        return fail(str(error), error.exit_code)
+    except (PruneError, EvaluationError) as error:
+        return fail(str(error), 2)
+    except _UsageMistake as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # `prunefront` alone: the help, not a complaint
+            return 2
+        context = getattr(error, "ctx", None)
+        hint = f": see prunefront {context.info_name} --help" if context is not None and context.parent else ""
+        return fail(error.format_message().rstrip(".") + hint, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        outcome = INTERRUPTED
+    except SystemExit as error:  # the command has said why
+        return error.code if isinstance(error.code, int) else 1
+    if outcome == INTERRUPTED:  # newer versions of Typer return it
+        return fail("interrupted: nothing was written", INTERRUPTED)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `prunefront` command."""
+    sys.exit(run())

@@ -1,0 +1,181 @@
+"""Hand over one network of a front: the ONNX file, the plan, the weights, and a card with every figure."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import search
+from evaluators import Measurement
+from search.atomic import json_text, sync_tree, write_atomic
+from search.budget import Budget
+from search.errors import BudgetUnreachable, UserError
+from search.final_scores import read_scores
+from search.front import front_results
+from search.result import Baseline, Status, TrialResult
+from search.store import RunStore
+
+FILES = ("model.onnx", "plan.json", "weights.safetensors", "trace.jsonl")
+CARD = "card.json"
+SCHEMA = 1
+_ENDED: dict[Status, str] = {"failed": "failed", "stopped": "was stopped early", "infeasible": "was not trained"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was exported, and how its fresh measurement came out."""
+
+    trial: TrialResult
+    measured: Measurement
+    refused: tuple[tuple[int, str], ...] = ()
+    """Better trials whose fresh measurement missed the budget, with that figure."""
+
+
+def candidates(
+    baseline: Baseline,
+    results: Mapping[int, TrialResult],
+    *,
+    budget: Budget | None = None,
+    max_drop: float | None = None,
+    trial: int | None = None,
+) -> list[TrialResult]:
+    """The trials that fit what is asked, best first; exactly one of the three says what is asked.
+
+    A budget wants the most accurate trial within it (then the fastest), `max_drop` (percentage points) the fastest one
+    that drops no more. Raises `BudgetUnreachable` naming the nearest miss, `UserError` for an unknown trial.
+    """
+    complete = {n: r for n, r in results.items() if r.status == "complete"}
+    if trial is not None:
+        if trial in complete:
+            return [complete[trial]]
+        if trial in results:
+            raise UserError(f"trial {trial} {_ENDED[results[trial].status]}: {results[trial].reason}: choose another")
+        known = ", ".join(str(r.number) for r in front_results(baseline, results)) or "none"
+        raise UserError(f"there is no finished trial {trial}: on the front are {known}")
+    if not complete:
+        raise UserError("no trial of this run is complete: nothing can be exported yet")
+    if budget is not None:
+        fitting = [r for r in complete.values() if budget.holds(r)]
+        if not fitting:
+            fastest = min(complete.values(), key=lambda r: r.dominates_key[1])
+            # the cautious ends of the intervals, because those are what a budget is compared with
+            figures = f"{fastest.latency_high_ms or math.nan:.4g} ms, {fastest.speedup_low or math.nan:.2f}x"
+            raise BudgetUnreachable(
+                f"no trial keeps the budget of {budget}: the fastest is trial {fastest.number} with {figures}: "
+                f"ask for less, or search on with this budget"
+            )
+        return sorted(fitting, key=lambda r: (-r.dominates_key[0], r.dominates_key[1], r.number))
+    assert max_drop is not None
+    fitting = [r for r in complete.values() if _drop(r) <= max_drop]
+    if not fitting:
+        closest = min(complete.values(), key=_drop)
+        raise BudgetUnreachable(
+            f"no trial drops at most {max_drop:g} pp: the least is {_drop(closest):.2f} pp, by trial {closest.number}"
+        )
+    return sorted(fitting, key=lambda r: (r.dominates_key[1], -r.dominates_key[0], r.number))
+
+
+def export_trial(
+    store: RunStore,
+    chosen: list[TrialResult],
+    out: Path,
+    *,
+    measure: Callable[[bytes], Measurement],
+    budget: Budget | None = None,
+) -> Exported:
+    """Export the first of `chosen` that keeps the budget when measured once more, now and here.
+
+    `out` must be new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when all of them miss.
+    """
+    require_new(out)
+    refused: list[tuple[int, str]] = []
+    for trial in chosen:
+        measured = measure(store.model_path(trial.number).read_bytes())
+        if budget is not None and not budget.met_by(measured):
+            refused.append((trial.number, f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"))
+            continue
+        _write(store, trial, measured, out)
+        return Exported(trial=trial, measured=measured, refused=tuple(refused))
+    number, figure = refused[0]
+    raise BudgetUnreachable(
+        f"{len(refused)} trial{'s' if len(refused) > 1 else ''} kept the budget of {budget} in the search, none does "
+        f"now (trial {number}: {figure}): is this the machine it was searched on?"
+    )
+
+
+def require_new(out: Path) -> None:
+    """Raises `UserError` unless `out` can become a new folder."""
+    with out_errors(out):
+        if not out.is_dir() and (out.exists() or out.is_symlink()):
+            raise UserError(f"--out {out} is a file: choose a new folder")
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out {out} exists already and is not empty: choose a new folder")
+
+
+@contextlib.contextmanager
+def out_errors(out: Path) -> Iterator[None]:
+    """What the disk refuses below `--out`, as one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(f"--out {out} cannot be written ({why}): choose another folder") from error
+
+
+def put_in_place(staged: Path, target: Path) -> None:
+    """Flush a finished folder and rename it to `target`, which is new or empty: it appears whole or not at all."""
+    sync_tree(staged)
+    if target.exists():
+        target.rmdir()
+    os.rename(staged, target)
+
+
+def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path) -> None:
+    source = store.trial_dir(trial.number)
+    target = Path(os.path.abspath(out))
+    staged = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with out_errors(out):
+        staged.mkdir(parents=True, exist_ok=True)
+        try:
+            for name in FILES:
+                if (source / name).exists():
+                    shutil.copyfile(source / name, staged / name)
+            write_atomic(staged / CARD, json_text(_card(store, trial, measured)))
+            put_in_place(staged, target)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _card(store: RunStore, trial: TrialResult, measured: Measurement) -> dict[str, Any]:
+    baseline = store.read_baseline()
+    return {
+        "schema": SCHEMA,
+        "prunefront": search.__version__,
+        "run": store.name,
+        "trial": trial.number,
+        "plan_digest": trial.plan_digest,
+        "seed": trial.seed,
+        "accuracy": trial.accuracy,
+        "accuracy_stderr": trial.accuracy_stderr,
+        "accuracy_drop": trial.accuracy_drop,
+        "accuracy_data": "validation",
+        "test": read_scores(store).get(str(trial.number)),
+        "compression_x": trial.compression_x,
+        "macs": trial.macs,
+        "params": trial.params,
+        "measured_in_search": trial.measurements,
+        "measured_at_export": measured.to_dict(),
+        "dense": {"accuracy": baseline.accuracy, "macs": baseline.macs, "params": baseline.params},
+        "notes": list(trial.notes),
+        "reproduce": f"prunefront prune {store.root} --plan plan.json --out NEW_FOLDER",
+    }
+
+
+def _drop(trial: TrialResult) -> float:
+    return trial.accuracy_drop if trial.accuracy_drop is not None else float("inf")

@@ -1,0 +1,219 @@
+"""What the user asks for: the `Job`, validated, with every default. `search.job_file` reads it from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic.functional_validators import BeforeValidator
+
+from search.errors import UserError
+from search.job_sections import (
+    AdmmSettings,
+    Budget,
+    ComputeSettings,
+    FinetuneSettings,
+    LayerSelection,
+    Resources,
+    RigSpec,
+    SearchSettings,
+    Section,
+    SparsityRange,
+    Structure,
+)
+from search.spelling import suggest
+
+if TYPE_CHECKING:
+    from search.tasks.base import Task
+
+__all__ = [
+    "AdmmSettings",
+    "Budget",
+    "FinetuneSettings",
+    "Job",
+    "LayerSelection",
+    "Resources",
+    "RigSpec",
+    "SearchSettings",
+    "SparsityRange",
+    "Structure",
+    "locate",
+    "match_layers",
+]
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Where a value stands in a job: `("rigs", 0, "threads")`."""
+
+
+def _named_rig(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Job(Section):
+    """A whole search, as a job file describes it."""
+
+    task: str
+    """`module:function`, which returns a `search.tasks.Task`."""
+    task_args: dict[str, Any] = Field(default_factory=dict)
+    base_dir: str = "."
+    """The folder that holds the user's modules; a job file's own folder unless it says otherwise."""
+    structures: Annotated[tuple[Structure, ...], Field(strict=False, min_length=1)] = ("filter",)
+    layers: LayerSelection = LayerSelection()
+    sparsity: SparsityRange = SparsityRange()
+    rigs: Annotated[tuple[Annotated[RigSpec, BeforeValidator(_named_rig)], ...], Field(strict=False, min_length=1)] = (
+        RigSpec(name="onnxruntime-cpu"),
+    )
+    """The first decides; the others are measured too."""
+    budget: Budget | None = None
+    admm: AdmmSettings = AdmmSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    compute: ComputeSettings = ComputeSettings()
+    search: SearchSettings = SearchSettings()
+    resources: Resources = Resources()
+    storage: Annotated[str, Field(min_length=1)] = "runs"
+    """The folder for run folders, relative to the current folder."""
+
+    _source: str = PrivateAttr(default="")
+    _lines: dict[Place, int] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Job:
+        for what, names in (("structures", self.structures), ("rigs", [rig.name for rig in self.rigs])):
+            twice = [name for index, name in enumerate(names) if name in names[:index]]
+            if twice:
+                raise ValueError(f"{what}: {twice[0]!r} is named twice")
+        if self.budget is not None and self.budget.rig is not None:
+            rigs = [rig.name for rig in self.rigs]
+            if self.budget.rig not in rigs:
+                raise ValueError(
+                    f"budget.rig: {self.budget.rig!r} is not among the rigs; {suggest(self.budget.rig, rigs)}"
+                )
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        # What is asked for counts, not which file and line it was read from.
+        return isinstance(other, Job) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def folder(self) -> Path:
+        """`base_dir` as an absolute path."""
+        return Path(self.base_dir).resolve()
+
+    @property
+    def deciding_rig(self) -> RigSpec:
+        """The rig whose latency is searched on: the first."""
+        return self.rigs[0]
+
+    def place(self, key: str) -> str:
+        """`examples/digits.yaml:12: rigs.0.name`: where `key` stands in the job file, for an error line."""
+        place: Place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        return locate(self._source, self._lines, place)
+
+    def error(self, key: str, message: str) -> UserError:
+        """A `UserError` about the value at `key` (such as `rigs.0.name`), with its place in the job file."""
+        return UserError(f"{self.place(key)}: {message}")
+
+    def load_task(self) -> Task:
+        """The task that the job names; raises `UserError` with the place in the job file."""
+        from search.tasks.base import load_task
+
+        try:
+            return load_task(self.task, self.task_args, self.folder)
+        except UserError as error:
+            # What is wrong with `task` or `task_args` is mended in the job file, anything else in the user's code.
+            key, _, message = str(error).partition(": ")
+            if key == "task" or key.partition(".")[0] == "task_args":
+                raise self.error(key, message) from error
+            raise
+
+    def match_layers(self, types: Mapping[str, str]) -> list[str]:
+        """`match_layers` of this job's selection; errors carry the place in the job file."""
+        try:
+            return match_layers(self.layers, types)
+        except UserError as error:
+            key, _, message = str(error).partition(": ")
+            raise self.error(key, message) from None
+
+    def with_overrides(
+        self,
+        *,
+        trials: int | None = None,
+        latency_ms: float | None = None,
+        speedup: float | None = None,
+        seed: int | None = None,
+        storage: str | None = None,
+    ) -> Job:
+        """This job with what the command line says instead; None leaves a value as it is.
+
+        A latency or speed-up replaces the budget and keeps its rig. Raises `UserError` naming the option.
+        """
+        if latency_ms is not None and speedup is not None:
+            raise UserError("--latency-ms and --speedup: give one of them, not both")
+        content = self.model_dump()
+        search = {"trials": trials, "seed": seed}
+        content["search"].update({key: value for key, value in search.items() if value is not None})
+        if latency_ms is not None or speedup is not None:
+            rig = None if self.budget is None else self.budget.rig
+            content["budget"] = {"latency_ms": latency_ms, "speedup": speedup, "rig": rig}
+        if storage is not None:
+            content["storage"] = str(storage)
+        try:
+            job = Job.model_validate(content)
+        except ValidationError as error:
+            from search.job_explain import explain
+
+            place, message = explain(error, {})
+            option = place[-1] if place else ""
+            raise UserError(f"--{str(option).replace('_', '-')}: {message}") from None
+        job._source, job._lines = self._source, self._lines
+        return job
+
+    def to_yaml(self) -> str:
+        """The job with every default written out; `load_job` reads it back to an equal one."""
+        from search.job_file import dump_yaml
+
+        return dump_yaml({**self.model_dump(mode="json"), "base_dir": str(self.folder)})
+
+
+def locate(source: str, lines: Mapping[Place, int], place: Place) -> str:
+    """`source:line: a.b.0` for a value, by the line of the value or of the nearest thing around it."""
+    key = ".".join(str(part) for part in place)
+    if not source:
+        return key
+    around = place
+    while around and around not in lines:
+        around = around[:-1]
+    where = f"{source}:{lines[around]}" if around else source
+    return f"{where}: {key}" if key else where
+
+
+def match_layers(selection: LayerSelection, types: Mapping[str, str]) -> list[str]:
+    """The names among `types` (layer name -> type name) that the selection takes, in the order of `types`.
+
+    Raises `UserError` beginning with the key (`layers.include.0: ...`) for a pattern that matches nothing, and
+    if no layer is left.
+    """
+    matched: dict[str, set[str]] = {"include": set(), "exclude": set()}
+    for part, patterns in (("include", selection.include), ("exclude", selection.exclude)):
+        for index, pattern in enumerate(patterns):
+            by_type = pattern.startswith("type:")
+            wanted = pattern.removeprefix("type:")
+            names = {n for n, kind in types.items() if fnmatchcase(kind if by_type else n, wanted)}
+            if not names:
+                what = "layer type" if by_type else "layer"
+                mend = suggest(wanted, types.values() if by_type else types)
+                raise UserError(f"layers.{part}.{index}: no {what} matches {wanted!r}; {mend}")
+            matched[part] |= names
+    left = [
+        name
+        for name in types
+        if (not selection.include or name in matched["include"]) and name not in matched["exclude"]
+    ]
+    if not left:
+        raise UserError("layers: no layer is left to prune: exclude fewer")
+    return left

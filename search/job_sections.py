@@ -1,0 +1,143 @@
+"""The parts of a job, each a frozen group of settings with its bounds and defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured"]
+
+
+class Section(BaseModel):
+    """A part of a job: frozen, no unknown keys, no silent conversion of text into numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LayerSelection(Section):
+    """Which layers may be pruned: name patterns (`block*.conv1`) or types (`type:Conv2d`); exclude wins."""
+
+    include: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Empty: all prunable layers."""
+    exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class SparsityRange(Section):
+    """The sparsities that the search may ask for, as fractions of the dense layer."""
+
+    min: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    align: Annotated[int, Field(ge=1)] = 16
+    """Kept counts of filters and channels are multiples of this; 1 turns it off."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SparsityRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: swap them")
+        return self
+
+
+class RigSpec(Section):
+    """A rig to measure on: its name, threads and batch size."""
+
+    name: Annotated[str, Field(min_length=1)]
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    batch: Annotated[int, Field(ge=1)] = 1
+
+
+class Budget(Section):
+    """What the pruned network may cost: a latency in milliseconds, or a speed-up against the dense network."""
+
+    latency_ms: Annotated[float | None, Field(gt=0.0)] = None
+    speedup: Annotated[float | None, Field(gt=1.0)] = None
+    rig: str | None = None
+    """None: the first rig of the job."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        if self.latency_ms is None and self.speedup is None:
+            raise ValueError("give latency_ms or speedup, or leave the budget out")
+        if self.latency_ms is not None and self.speedup is not None:
+            raise ValueError("give latency_ms or speedup, not both")
+        return self
+
+
+class AdmmSettings(Section):
+    """The ADMM phase of a trial (Zhang et al. 2018, arXiv 1804.03294)."""
+
+    iterations: Annotated[int, Field(ge=1)] = 6
+    epochs_per_iteration: Annotated[int, Field(ge=1)] = 1
+    lr: Annotated[float, Field(gt=0.0)] = 0.01
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    rho_start: Annotated[float, Field(gt=0.0)] = 0.1
+    """A multiple of the scale of the gradients, as is `rho_end`: rho rises from one to the other."""
+    rho_end: Annotated[float, Field(gt=0.0)] = 10.0
+    progressive: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the iterations over which the sparsity grows to what is asked; 0 asks for all at once."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    nearly_dead: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Filters and columns below this share of their layer's mean energy go at the hard prune."""
+    max_grad_norm: Annotated[float | None, Field(gt=0.0)] = None
+
+    @model_validator(mode="after")
+    def _rising(self) -> AdmmSettings:
+        if self.rho_end < self.rho_start:
+            raise ValueError(f"rho_end {self.rho_end:g} is below rho_start {self.rho_start:g}: rho must rise")
+        return self
+
+
+class FinetuneSettings(Section):
+    """Masked retraining after the hard prune, optionally distilled from the dense network."""
+
+    epochs: Annotated[int, Field(ge=0)] = 4
+    lr: Annotated[float, Field(gt=0.0)] = 0.01
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    max_grad_norm: Annotated[float | None, Field(gt=0.0)] = None
+    distillation_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    schedule: Literal["cosine", "constant", "one-cycle"] = "cosine"
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of a moving average of the weights, which is then the result; 0 turns it off."""
+
+
+class ComputeSettings(Section):
+    """How training steps are computed; the default is plain float32. What pays is the machine's own: measure it."""
+
+    autocast: Literal["off", "bf16"] = "off"
+    """`bf16`: convolutions and matrix products in bfloat16; needs hardware for it."""
+    channels_last: bool = False
+    """The layout of images; often faster for convolutions on a CPU."""
+
+
+class SearchSettings(Section):
+    """How many plans to try, and who proposes them."""
+
+    trials: Annotated[int, Field(ge=1)] = 32
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    early_stopping: bool = True
+    study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"
+    """`sqlite` (study.db in the run folder), a `sqlite:///` URL, or `journal:PATH` for shared file systems."""
+
+
+class Resources(Section):
+    """What Ray reserves for one trial, and how many run at a time."""
+
+    cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    max_concurrent: Annotated[int | None, Field(ge=1)] = None
+
+    @model_validator(mode="after")
+    def _whole_beyond_one(self) -> Resources:
+        # Ray shares one device between trials, but hands out several only as whole ones.
+        for name in ("cpus_per_trial", "gpus_per_trial"):
+            value = getattr(self, name)
+            if value > 1.0 and value != int(value):
+                raise ValueError(f"{name} must be a whole number above 1, got {value:g}: try {int(value)}")
+        return self

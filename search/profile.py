@@ -1,0 +1,102 @@
+"""What is known before the first epoch: coupled groups, the search space, and whether the budget can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from admm.compact import compact
+from admm.groupmap import GroupMap
+from admm.groups import find_groups
+from admm.plan import PruningPlan
+from admm.shapes import kept_by_magnitude
+from evaluators import Measurement, export_onnx
+from search.budget import Budget
+from search.errors import BudgetUnreachable
+from search.job import Job
+from search.space import BLOCKED, Space, build_space
+
+#: (ONNX bytes) -> measurement against the dense model, on the deciding rig.
+Measure = Callable[[bytes], Measurement]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The network as the search sees it."""
+
+    groups: GroupMap
+    layers: tuple[str, ...]
+    """The layers the job lets the search touch."""
+    space: Space
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "groups": self.groups.to_dict(),
+            "layers": list(self.layers),
+            "space": self.space.to_dict(),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Profile:
+        """Read what `to_dict` wrote."""
+        return cls(
+            groups=GroupMap.from_dict(content["groups"]),
+            layers=tuple(content["layers"]),
+            space=Space.from_dict(content["space"]),
+            notes=tuple(content["notes"]),
+        )
+
+
+def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> Profile:
+    """Groups, chosen layers and space of one network; no measurement. Raises `UserError` for a fruitless job."""
+    groups = find_groups(model, example_input)
+    modules = dict(model.named_modules())
+    layers = tuple(job.match_layers({name: type(modules[name]).__name__ for name in groups.layers}))
+    space, notes = build_space(
+        model,
+        groups,
+        layers,
+        job.structures,
+        least=job.sparsity.min,
+        most=job.sparsity.max,
+        step=job.sparsity.step,
+        align=job.sparsity.align,
+    )
+    return Profile(groups=groups, layers=layers, space=space, notes=tuple(notes))
+
+
+def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: torch.Tensor, align: int) -> bytes:
+    """The ONNX file of the shapes a plan leads to, weights chosen by magnitude: for latency, not for accuracy."""
+    small = compact(model, kept_by_magnitude(model, groups, plan, align=align))
+    with TemporaryDirectory() as folder:
+        return export_onnx(small, example, Path(folder) / "shapes.onnx").read_bytes()
+
+
+def fastest_reachable(
+    profile: Profile, model: nn.Module, example: torch.Tensor, align: int, measure: Measure
+) -> Measurement:
+    """Measure the smallest network the space can reach, without any training."""
+    return measure(shapes_onnx(model, profile.groups, profile.space.extreme(), example, align))
+
+
+def require_reachable(budget: Budget, fastest: Measurement, job: Job) -> None:
+    """Raises `BudgetUnreachable` when even the smallest shapes miss the budget; it tells their cautious figures."""
+    if budget.met_by(fastest):
+        return
+    if any(structure in BLOCKED for structure in job.structures):
+        mend = f"raise sparsity.max ({job.sparsity.max:g}), lower sparsity.align ({job.sparsity.align}), or add layers"
+    else:
+        mend = f"or add the structure {BLOCKED[0]}: zeros alone save no time there"
+    raise BudgetUnreachable(
+        f"the budget of {budget} cannot be met: the fastest reachable network takes {fastest.latency_high_ms:.4g} ms, "
+        f"{fastest.speedup_low:.2f}x: ask for less, {mend}"
+    )

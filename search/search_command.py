@@ -1,0 +1,158 @@
+"""`prunefront search`: a job becomes a run, or a run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from admm.errors import PruneError
+from evaluators.errors import EvaluationError
+from search.address import checked_address
+from search.bench import WEIGHTS_NAME, Prepared, prepare_run, require_resources
+from search.budget import Budget
+from search.commands import environment, is_run, print_front, write_reports
+from search.errors import UserError
+from search.final_scores import score_front
+from search.job import Job
+from search.job_file import load_job
+from search.recipe import require_same_recipe
+from search.result import TrialResult
+from search.store import RunStore, driver_lock, next_run_dir, write_atomic
+from search.view import View
+
+INTERRUPTED = 130
+
+
+def run_or_resume(
+    target: Path,
+    *,
+    name: str | None,
+    storage: str | None,
+    trials: int | None,
+    seconds: float | None,
+    latency_ms: float | None,
+    speedup: float | None,
+    seed: int | None,
+    address: str | None,
+    console: Console,
+) -> None:
+    """`prunefront search`: a new run of a job file, or one more start of a run folder.
+
+    Everything that can be wrong with a job is said before a folder is made, a network trained or Ray started.
+    """
+    address = checked_address(address)
+    view = View(console)
+    if is_run(target):
+        if name is not None or storage is not None:
+            raise UserError("--name and --storage belong to a new run: leave them out to go on with one")
+        store = RunStore.open(target)
+        with driver_lock(target):
+            job = load_job(store.job_path)
+            require_same_recipe(store, job)
+            job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed)
+            prepared = _checked(job, address)
+            if job.to_yaml() != store.job_path.read_text():
+                write_atomic(store.job_path, job.to_yaml())
+            _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
+        return
+    job = load_job(target)
+    job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage)
+    prepared = _checked(job, address)
+    root = next_run_dir(Path(job.storage), name, target.stem)
+    with driver_lock(root), _only_if_worth_keeping(root):
+        store = RunStore.create(root, job.to_yaml(), environment(job))
+        _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
+
+
+def _checked(job: Job, address: str | None) -> Prepared:
+    if address is None:
+        require_resources(job)
+    prepared = Prepared.of(job)
+    prepared.check_shapes(job)
+    return prepared
+
+
+@contextlib.contextmanager
+def _only_if_worth_keeping(root: Path) -> Iterator[None]:
+    """A new run that stops at a mistake leaves no folder, unless a network was trained in it already."""
+    try:
+        yield
+    except (UserError, PruneError, EvaluationError) as error:
+        if not (root / "baseline" / WEIGHTS_NAME).exists():
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        code = error.exit_code if isinstance(error, UserError) else UserError.exit_code
+        kept = UserError(f"{error}; the dense network is kept: prunefront search {root} goes on with it")
+        kept.exit_code = code
+        raise kept from error
+
+
+def _drive(
+    store: RunStore,
+    job: Job,
+    prepared: Prepared,
+    *,
+    view: View,
+    address: str | None,
+    seconds: float | None,
+    console: Console,
+) -> None:
+    """One start of a run, under its lock: what is missing before the first trial, the search, the reports."""
+    view.say(f"run {store.root}")
+    before = len(store.results())
+    with view:
+        try:
+            baseline, profile = prepare_run(store, job, prepared, view)
+            view.say(
+                f"dense: accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.4g} ms; "
+                f"{len(profile.space.dimensions)} dimensions to search"
+            )
+            view.say("starting Ray" if address is None else f"joining the Ray cluster at {address}")
+            from search.driver import run_search
+
+            outcome = run_search(store, job, baseline, profile, view=view, address=address, seconds=seconds)
+        except KeyboardInterrupt:
+            _say_how_to_go_on(view, store.root, "interrupted")
+            raise SystemExit(INTERRUPTED) from None
+    write_reports(store, job, baseline, outcome.results)
+    if outcome.complete:
+        try:
+            score_front(store, prepared.task, baseline, outcome.results)
+        except UserError as error:
+            view.say(str(error))
+    print_front(store, job, baseline, outcome.results, console)
+    console.print(Text(f"picture: {store.root / 'front.png'}"), soft_wrap=True)
+    if outcome.complete:
+        if outcome.reason is not None:
+            view.say(outcome.reason)
+        elif len(outcome.results) == before:
+            view.say(f"all {job.search.trials} trials were done before: --trials asks for more")
+        _say_how_to_export(view, store.root, job, outcome.results)
+        return
+    _say_how_to_go_on(view, store.root, outcome.reason or "stopped")
+    if outcome.reason == "interrupted":
+        raise SystemExit(INTERRUPTED)
+
+
+def _say_how_to_go_on(view: View, root: Path, reason: str) -> None:
+    view.say(f"{reason}: nothing finished is lost; go on with: prunefront search {root}")
+
+
+def _say_how_to_export(view: View, root: Path, job: Job, results: Mapping[int, TrialResult]) -> None:
+    """The next command, as it can be typed; none where there is nothing to export."""
+    budget = Budget.of(job)
+    complete = [r for r in results.values() if r.status == "complete"]
+    if not complete:
+        return
+    if budget is None or not any(budget.holds(r) for r in complete):
+        asked = "--trial N"
+    elif budget.speedup is not None:
+        asked = f"--speedup {budget.speedup:g}"
+    else:
+        asked = f"--latency-ms {budget.latency_ms:g}"
+    view.say(f"export one with: prunefront export {root} {asked} --out NEW_FOLDER")

@@ -1,0 +1,198 @@
+"""Ray Tune asks this `Searcher` for trials; it asks the study and keeps the record straight.
+
+Not Ray's `OptunaSearch`: that one loses constraints, files stopped trials as COMPLETE and leaves NaN trials RUNNING.
+The order here is what survives a kill at any instant: the study knows a trial before it runs, `result.json` exists
+before the study is told, and a driver that starts tells the study what finished while nobody listened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from search.result import TrialResult
+from search.sampler import Proposal, SpaceExhausted, StudySampler
+from search.store import RunStore, StoreError
+
+#: Plans found over budget by their shapes cost seconds and are counted apart; this many in a row, times the trials
+#: asked for, say that the budget leaves too little of the space.
+INFEASIBLE_PER_TRIAL = 8
+#: How often a driver takes a trial up again whose worker was lost, before the trial counts as failed.
+RESTARTS = 2
+
+
+class Halt(BaseException):
+    """Carries an error out of Tune, which would make a traceback of every `Exception`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _halting() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise Halt(error) from error
+
+
+class PlanSearcher(Searcher):
+    """Offers unfinished trials first, then new plans, until `trials` of them were trained (or failed, or stopped).
+
+    `stopped` says which trials the scheduler ended and why; `on_result` is called with each finished trial's record.
+    Trials that still run when a driver ends are left for the next one.
+    """
+
+    def __init__(
+        self,
+        sampler: StudySampler,
+        store: RunStore,
+        *,
+        trials: int,
+        seed: int,
+        max_concurrent: int,
+        stopped: Mapping[int, str] | None = None,
+        on_result: Callable[[TrialResult], None] = lambda result: None,
+    ) -> None:
+        super().__init__()
+        self._sampler = sampler
+        self._store = store
+        self._trials = trials
+        self._seed = seed
+        self.max_concurrent = max_concurrent
+        self._stopped = stopped if stopped is not None else {}
+        self._on_result = on_result
+        self._again: list[Proposal] = sampler.unfinished()
+        self._live: dict[str, Proposal] = {}
+        self._losses: Counter[int] = Counter()
+        self.infeasible_in_a_row = 0
+        # what another budget kept from being trained says nothing of this one's feasibility
+        self._statuses = {n: r.status for n, r in store.results().items() if not sampler.fits_now(r)}
+        self.exhausted = False
+
+    @property
+    def spent(self) -> int:
+        """Trials that count against the number asked for: trained, stopped or failed ones."""
+        return sum(status != "infeasible" for status in self._statuses.values())
+
+    @property
+    def infeasible(self) -> int:
+        """Plans found over budget before training."""
+        return len(self._statuses) - self.spent
+
+    @property
+    def offered(self) -> set[int]:
+        """The trials of earlier starts that are offered again."""
+        return {proposal.number for proposal in self._again}
+
+    @property
+    def live(self) -> int:
+        """Trials that run now."""
+        return len(self._live)
+
+    @_halting()
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config, None to be asked again later, or FINISHED."""
+        self._file_late()
+        if self.spent >= self._trials:
+            return Searcher.FINISHED
+        if self.infeasible_in_a_row >= INFEASIBLE_PER_TRIAL * self._trials:
+            return Searcher.FINISHED
+        if len(self._live) >= self.max_concurrent or self.spent + len(self._live) >= self._trials:
+            return None
+        proposal = self._again.pop(0) if self._again else self._new()
+        if proposal is None:
+            return None if self._live else Searcher.FINISHED
+        self._live[trial_id] = proposal
+        return {
+            "run_dir": str(self._store.root.resolve()),
+            "number": proposal.number,
+            "plan": proposal.plan.to_json(),
+            "params": dict(proposal.params),
+            "seed": self._seed,
+        }
+
+    def _file_late(self) -> None:
+        """A worker of an earlier driver may live a little longer, and end its trial after this driver has looked."""
+        for proposal in [p for p in self._again if self._store.trial_dir(p.number).exists()]:
+            self._again.remove(proposal)
+            self._file(proposal.number)
+
+    def _new(self) -> Proposal | None:
+        try:
+            proposal = self._sampler.ask()
+            while self._store.trial_dir(proposal.number).exists():  # such a late end, of another study's trial
+                self._sampler.give_up(proposal.number)
+                proposal = self._sampler.ask()
+        except SpaceExhausted:
+            self.exhausted = True
+            return None
+        return proposal
+
+    @_halting()
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study what the record says; a trial without a record failed, or is left for the next start."""
+        proposal = self._live.pop(trial_id, None)
+        if proposal is None:
+            return
+        number = proposal.number
+        if not self._store.trial_dir(number).exists():
+            self._losses[number] += error
+            said = self._store.last_loss(number) if error else None
+            if said is not None and said.startswith(StoreError.__name__):
+                raise StoreError(said.partition(": ")[2])  # no fault of any trial: the next would end the same way
+            if error and self._losses[number] <= RESTARTS:
+                self._again.append(proposal)  # goes on from its checkpoint
+                return
+            if error:
+                self._publish(self._failure(proposal))
+            elif number in self._stopped and result is not None:
+                so_far = TrialResult.from_dict(json.loads(result["so_far"]))
+                self._publish(replace(so_far, reason=self._stopped[number]))
+            else:
+                return  # interrupted: it stays RUNNING in the study and goes on from its checkpoint
+        self._file(number)
+
+    def _file(self, number: int) -> None:
+        record = self._store.result(number)
+        self._sampler.tell(record)
+        self._statuses[number] = record.status
+        self.infeasible_in_a_row = self.infeasible_in_a_row + 1 if record.status == "infeasible" else 0
+        self._on_result(record)
+
+    def _publish(self, record: TrialResult) -> None:
+        self._store.commit(record.number, self._store.attempt_dir(record.number, "driver"), record)
+
+    def _failure(self, proposal: Proposal) -> TrialResult:
+        """The worker was lost time and again: a fact like any other."""
+        said = self._store.last_loss(proposal.number) or "it was killed, perhaps out of memory"
+        return TrialResult(
+            number=proposal.number,
+            status="failed",
+            plan_digest=proposal.plan.digest(),
+            seed=self._seed,
+            reason=f"its worker was lost {RESTARTS + 1} times: {said}",
+            params_sampled=dict(proposal.params),
+            requested=proposal.plan.to_dict(),
+        )
+
+    def proposal(self, trial_id: str) -> Proposal | None:
+        """The plan behind a running Ray trial."""
+        return self._live.get(trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing of ours goes into the pickles that Tune makes for its own restore, which is never used."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study and the results are the state, Ray's own folder is never restored from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""

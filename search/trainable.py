@@ -1,0 +1,107 @@
+"""What Ray Tune runs on a worker: one `TrialRun`, step by step. All state is in the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+import search
+from admm.plan import PruningPlan
+from evaluators.errors import one_line
+from search.bench import open_bench
+from search.rig_actor import remote_measure
+from search.store import MODEL_NAME, RunStore
+from search.trial import Bench, TrialSpec
+from search.worker import TrialRun
+
+CHECKPOINT = "trial.safetensors"
+
+
+class PruneTrainable(tune.Trainable):
+    """One trial: `config` names the run folder, the number, the plan and the seed.
+
+    An actor is used again for the next trial (`reset_config`); what trials share is opened once a process.
+    """
+
+    _bench: Bench | None = None
+    _bench_of: tuple[str, float] | None = None
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Open the bench and the trial; a checkpoint of an earlier attempt is taken up."""
+        self._require_same_package(config)
+        with contextlib.suppress(OSError):  # on another machine there may be no such folder
+            os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
+        torch.set_num_threads(max(1, int(config["cpus"])))
+        self._store = RunStore.open(Path(config["run_dir"]))
+        with self._telling(int(config["number"])):
+            self._open(config)
+
+    def _open(self, config: dict[str, Any]) -> None:
+        # a job that changed between two drivers is another bench
+        identity = (str(self._store.root), self._store.job_path.stat().st_mtime)
+        if PruneTrainable._bench is None or PruneTrainable._bench_of != identity:
+            device = torch.device("cuda" if torch.cuda.is_available() and config["gpus"] > 0 else "cpu")
+            measure = remote_measure(self._store.name, (self._store.baseline_dir / MODEL_NAME).read_bytes())
+            PruneTrainable._bench = open_bench(self._store, measure=measure, device=device)
+            PruneTrainable._bench_of = identity
+        spec = TrialSpec(
+            number=int(config["number"]),
+            plan=PruningPlan.from_json(config["plan"]),
+            params=config["params"],
+            seed=int(config["seed"]),
+        )
+        self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial on this actor."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One step of the trial; the last one reports `done`."""
+        with self._telling(self._trial.spec.number):
+            progress = self._trial.step()
+        return {
+            "number": self._trial.spec.number,
+            "phase": progress.phase,
+            "steps": progress.step,
+            "rung": progress.rung,
+            "rung_accuracy": progress.accuracy,
+            "rung_latency": progress.relative_latency,
+            "so_far": json.dumps(self._trial.so_far().to_dict()),
+            "done": progress.result is not None,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For a scheduler that pauses; a worker or driver that dies goes on from the run folder instead."""
+        self._trial.save(Path(checkpoint_dir) / CHECKPOINT)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Take up what `save_checkpoint` wrote."""
+        if isinstance(checkpoint, str | os.PathLike):
+            self._trial.load(Path(checkpoint) / CHECKPOINT)
+
+    @contextlib.contextmanager
+    def _telling(self, number: int) -> Iterator[None]:
+        """What ends this attempt, and not the trial, is left in a line for the driver."""
+        try:
+            yield
+        except Exception as error:
+            self._store.note_loss(number, f"{type(error).__name__}: {one_line(error)}")
+            raise
+
+    @staticmethod
+    def _require_same_package(config: dict[str, Any]) -> None:
+        """A worker that imports somebody else's `search` must not get as far as a confusing error."""
+        if search.__version__ != config["version"]:
+            raise RuntimeError(
+                f"this worker has prunefront {search.__version__} ({search.__file__}), "
+                f"the driver {config['version']}: install the same version"
+            )

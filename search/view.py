@@ -1,0 +1,169 @@
+"""What a search shows while it runs: one live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search.budget import Budget
+from search.front import front_results
+from search.result import Baseline, TrialResult
+from search.tasks.dense import DenseEpoch
+
+
+class View:
+    """Shows the state of one search; `update` is called with each finished trial.
+
+    `running` gives the number of live trials. Use as a context manager: leaving it leaves the last table on screen.
+    """
+
+    def __init__(self, console: Console, *, interval: float = 15.0) -> None:
+        self._console = console
+        self._interval = interval
+        self._live: Live | None = None
+        self._results: dict[int, TrialResult] = {}
+        self._baseline: Baseline | None = None
+        self._budget: Budget | None = None
+        self._trials = 0
+        self._before = 0
+        self._started = time.monotonic()
+        self._deadline: float | None = None
+        self._running: Callable[[], int] = lambda: 0
+        self._last_line = 0.0
+
+    def say(self, line: str) -> None:
+        """One line, above the live table if there is one."""
+        self._console.print(Text(line), soft_wrap=True)
+
+    def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
+        """Progress of training the dense network."""
+        if epoch.epoch == epochs or epoch.epoch % max(1, epochs // 4) == 0:
+            self.say(f"  epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, validation {epoch.accuracy:.4f}")
+
+    def begin(
+        self,
+        baseline: Baseline,
+        results: dict[int, TrialResult],
+        *,
+        budget: Budget | None,
+        trials: int,
+        seconds: float | None,
+        running: Callable[[], int],
+    ) -> None:
+        """Start showing a search that stands at `results`."""
+        self._baseline, self._budget, self._trials = baseline, budget, trials
+        self._results = dict(results)
+        self._before = self._done
+        self._running = running
+        self._started = time.monotonic()
+        self._deadline = None if seconds is None else self._started + seconds
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
+            self._live.start()
+
+    def update(self, result: TrialResult) -> None:
+        """A trial is finished: count it, and say it where there is no live table."""
+        self._results[result.number] = result
+        if self._live is not None:
+            return
+        if result.status == "complete":
+            self.say(
+                f"trial {result.number}: accuracy {result.accuracy:.4f}, {result.latency_ms:.4g} ms, "
+                f"{result.speedup:.2f}x; {self.summary()}"
+            )
+        elif result.status != "infeasible" or time.monotonic() - self._last_line > self._interval:
+            self.say(f"trial {result.number}: {result.status}: {result.reason}; {self.summary()}")
+        self._last_line = time.monotonic()
+
+    def end(self) -> None:
+        """Stop the live table; what it showed last stays."""
+        if self._live is not None:
+            self._live.refresh()
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    @property
+    def _done(self) -> int:
+        return sum(r.status != "infeasible" for r in self._results.values())
+
+    def _count(self, status: str) -> int:
+        return sum(r.status == status for r in self._results.values())
+
+    def _best(self) -> TrialResult | None:
+        complete = [r for r in self._results.values() if r.status == "complete"]
+        if self._budget is not None:
+            complete = [r for r in complete if self._budget.holds(r)]
+        return max(complete, key=lambda r: r.dominates_key[0], default=None)
+
+    def _remaining(self) -> float | None:
+        """Seconds left: by the pace so far, and no more than the time budget."""
+        fresh = self._done - self._before
+        elapsed = time.monotonic() - self._started
+        if self._done >= self._trials:
+            return None
+        by_pace = elapsed / fresh * (self._trials - self._done) if fresh else None
+        by_clock = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        known = [seconds for seconds in (by_pace, by_clock) if seconds is not None]
+        return min(known) if known else None
+
+    def summary(self) -> str:
+        """`12/32 done, 2 running, front of 5, best within budget 0.9867, 1:02 elapsed, 2:10 left`."""
+        parts = [f"{self._done}/{self._trials} done", f"{self._running()} running"]
+        for status, word in (
+            ("stopped", "stopped early"),
+            ("infeasible", "over budget by shape"),
+            ("failed", "failed"),
+        ):
+            if count := self._count(status):
+                parts.append(f"{count} {word}")
+        if self._baseline is not None:
+            parts.append(f"front of {len(front_results(self._baseline, self._results))}")
+        best = self._best()
+        if best is not None:
+            parts.append(f"best{' within budget' if self._budget else ''} {best.accuracy:.4f}")
+        parts.append(f"{_clock(time.monotonic() - self._started)} elapsed")
+        if (left := self._remaining()) is not None:
+            parts.append(f"{_clock(left)} left")
+        return ", ".join(parts)
+
+    def _table(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="dim")
+        table.add_column()
+        best = self._best()
+        left = self._remaining()
+        table.add_row("done", f"{self._done} of {self._trials}")
+        table.add_row("running", str(self._running()))
+        table.add_row("stopped early", str(self._count("stopped")))
+        if self._budget is not None:
+            table.add_row("over budget by shape", f"{self._count('infeasible')} (not trained)")
+        table.add_row("failed", str(self._count("failed")))
+        if self._baseline is not None:
+            front = len(front_results(self._baseline, self._results))
+            table.add_row("front", f"{front} trial{'' if front == 1 else 's'}")
+            table.add_row("dense", f"{self._baseline.accuracy:.4f} at {self._baseline.latency_ms:.4g} ms")
+        shown = "-" if best is None else f"{best.accuracy:.4f} at {best.latency_ms:.4g} ms ({best.speedup:.2f}x)"
+        table.add_row("best within budget" if self._budget else "best accuracy", shown)
+        table.add_row("elapsed", _clock(time.monotonic() - self._started))
+        table.add_row("remaining", "-" if left is None else f"about {_clock(left)}")
+        return Group(Text("prunefront search", style="bold"), table)
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

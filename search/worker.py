@@ -1,0 +1,349 @@
+"""One plan becomes one result: prune, shrink, export, check, score, measure. Knows neither Ray nor Optuna.
+
+`TrialRun` steps through it and keeps a checkpoint, so that a Ray worker, `prunefront prune` and the tests run the same
+code; `evaluate_plan` is the loop over it. A trial that breaks ends as a result that says why, never as an exception.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from admm.checkpoint import read_state, save_state
+from admm.compact import save_pruned
+from admm.compute import Compute
+from admm.errors import PruneError
+from admm.pipeline import PruneResult, PruneRun
+from admm.plan import PruningPlan
+from admm.settings import AdmmSettings, FinetuneSettings
+from admm.target import Target
+from admm.training import on_device
+from evaluators import (
+    Measurement,
+    count_macs,
+    count_params,
+    evaluate,
+    module_predictor,
+)
+from evaluators.errors import EvaluationError, one_line
+from search.artefact import ship
+from search.budget import Budget
+from search.errors import AttemptLost, UserError
+from search.profile import shapes_onnx
+from search.result import Status, TrialResult
+from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
+from search.trial import Bench, Progress, TrialSpec
+from search.weights import prunable_weights
+
+
+class TrialRun:
+    """Steps one trial from its plan to its published result.
+
+    `store` is where the result goes; a checkpoint is written there after each training step and taken up by the next
+    attempt, whoever makes it. With `store` None nothing is published: `artefacts` holds the files' folder.
+    """
+
+    def __init__(self, bench: Bench, spec: TrialSpec, *, store: RunStore | None, artefacts: Path | None = None) -> None:
+        self._bench = bench
+        self.spec = spec
+        self._store = store
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._rungs: list[tuple[int, float]] = []
+        self._shapes: Measurement | None = None
+        self._run: PruneRun | None = None
+        self._step = 0
+        self.result: TrialResult | None = None
+        self.pruned: PruneResult | None = None
+        if store is not None and store.trial_dir(spec.number).exists():
+            # the attempt before this one was killed after it had published, before it could say so
+            store.discard_partial(spec.number)
+            self.result = store.result(spec.number)
+            self.artefacts = store.trial_dir(spec.number)
+        elif store is not None:
+            attempt = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            self.artefacts = store.attempt_dir(spec.number, attempt)
+        else:
+            assert artefacts is not None
+            artefacts.mkdir(parents=True, exist_ok=True)
+            self.artefacts = artefacts
+
+    @property
+    def total_steps(self) -> int:
+        """Look at the shapes, train, retrain, measure."""
+        job = self._bench.job
+        return 2 + job.admm.iterations + job.finetune.epochs
+
+    def step(self) -> Progress:
+        """The next step; what goes wrong in this trial ends it as a `failed` result.
+
+        Raises `AttemptLost` when the rig is gone, and `StoreError` when the run folder cannot be written.
+        """
+        if self.result is not None:
+            return replace(self._progress(self.result.status), step=self.total_steps, result=self.result)
+        try:
+            progress = self._next()
+            return progress if self.result is not None else self._kept(progress)
+        except (AttemptLost, StoreError):
+            raise
+        except Exception as error:  # the user's network, loss, metric and data are called in there
+            return self._end(self._record("failed", reason=_reason(error)))
+
+    def _kept(self, progress: Progress) -> Progress:
+        """The progress, its state saved for whoever takes the trial up next."""
+        if self._store is None:
+            return progress
+        try:
+            self.save(self._store.checkpoint_path(self.spec.number))
+        except OSError as error:
+            if not self._store.trial_dir(self.spec.number).exists():
+                raise StoreError(f"trial {self.spec.number}: its state cannot be saved: {error}") from error
+            # a worker thought dead that comes back: the trial was finished by its successor meanwhile
+            self.result = self._store.result(self.spec.number)
+            return replace(progress, result=self.result)
+        return progress
+
+    def so_far(self) -> TrialResult:
+        """The record of this trial if it were stopped now; whoever stops it says why."""
+        shapes = self._shapes
+        return self._record(
+            "stopped",
+            reason="stopped early",
+            latency_ms=shapes.latency_ms if shapes is not None else None,
+            latency_high_ms=shapes.latency_high_ms if shapes is not None else None,
+            speedup=shapes.speedup if shapes is not None else None,
+            speedup_low=shapes.speedup_low if shapes is not None else None,
+        )
+
+    def _next(self) -> Progress:
+        if self._run is None:
+            self._prepare()
+            if self._store is not None and self.load(self._store.checkpoint_path(self.spec.number)):
+                return self._progress("resumed")
+            self._step = 1
+            over = self._over_budget()
+            return self._progress("shapes") if over is None else self._end(over)
+        self._step += 1
+        if self._run.phase != "done":
+            return self._train()
+        return self._end(self._finish())
+
+    def _prepare(self) -> None:
+        bench = self._bench
+        job = bench.job
+        self._run = PruneRun(
+            copy.deepcopy(bench.dense).to(bench.device),
+            self.spec.plan,
+            train_batches=bench.task.train_batches,
+            groups=bench.profile.groups,
+            example_input=bench.task.example_input.to(bench.device),
+            loss=bench.task.task.loss,
+            evaluate=self._accuracy_of,
+            admm=AdmmSettings(**job.admm.model_dump()),
+            finetune=FinetuneSettings(**job.finetune.model_dump()),
+            align=job.sparsity.align,
+            seed=self.spec.seed,
+            compute=Compute(**job.compute.model_dump()),
+            steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
+        )
+
+    def _over_budget(self) -> TrialResult | None:
+        """Measure the plan's shapes before any training; a result when they miss the budget.
+
+        Without a budget they are measured all the same where early stopping needs to know the latency. A target has
+        no shapes yet.
+        """
+        if isinstance(self.spec.plan, Target):
+            return None
+        bench, job = self._bench, self._bench.job
+        budget = Budget.of(job)
+        if budget is None and (self._store is None or not job.search.early_stopping):
+            return None
+        rig = budget.rig if budget is not None else job.deciding_rig.name
+        example, align = bench.task.example_input, job.sparsity.align
+        shapes = shapes_onnx(bench.dense, bench.profile.groups, self.spec.plan, example, align)
+        self._shapes = measured = bench.measure(rig, shapes)
+        if budget is None or budget.met_by(measured):
+            return None
+        return self._record(
+            "infeasible",
+            reason=(
+                f"its shapes take {measured.latency_ms:.4g} ms, {measured.speedup:.2f}x: over the budget of {budget}, "
+                f"so it was not trained"
+            ),
+            latency_ms=measured.latency_ms,
+            latency_high_ms=measured.latency_high_ms,
+            speedup=measured.speedup,
+            speedup_low=measured.speedup_low,
+            measurements={budget.rig: measured.to_dict()},
+        )
+
+    def _train(self) -> Progress:
+        assert self._run is not None
+        report = self._run.step()
+        progress = replace(self._progress(report.phase), report=report)
+        if report.phase != "admm":
+            return progress
+        progress = replace(progress, record=self._run.trace.records[-1])
+        if report.accuracy is None:
+            return progress
+        self._rungs.append((report.index, report.accuracy))
+        return replace(progress, rung=report.index, accuracy=report.accuracy)
+
+    def _finish(self) -> TrialResult:
+        """Export, parity, accuracy of the ONNX file, latency of the ONNX file, then the record."""
+        assert self._run is not None
+        bench, task = self._bench, self._bench.task
+        self.pruned = pruned = self._run.result()
+        model = pruned.model.cpu()
+        example = task.example_input
+        shipped = ship(model, task, self.artefacts / MODEL_NAME)
+        measured = {rig.name: bench.measure(rig.name, shipped.content) for rig in bench.job.rigs}
+        deciding = measured[bench.job.deciding_rig.name]
+        extra = {"seed": self.spec.seed, "align": bench.job.sparsity.align, "params": dict(self.spec.params)}
+        if isinstance(self.spec.plan, Target):
+            extra["target"] = self.spec.plan.to_dict()
+        save_pruned(self.artefacts, model, pruned.kept, pruned.requested, pruned.effective, extra=extra)
+        write_atomic(self.artefacts / "trace.jsonl", pruned.trace.to_lines())
+        return self._record(
+            "complete",
+            accuracy=shipped.score.value,
+            accuracy_drop=100.0 * (bench.baseline.accuracy - shipped.score.value),
+            accuracy_stderr=shipped.score.stderr,
+            latency_ms=deciding.latency_ms,
+            latency_high_ms=deciding.latency_high_ms,
+            speedup=deciding.speedup,
+            speedup_low=deciding.speedup_low,
+            compression_x=bench.baseline.weights / max(prunable_weights(model), 1),
+            macs=count_macs(model, example),
+            params=count_params(model),
+            accuracy_before_prune=pruned.trace.accuracy_before_prune,
+            accuracy_after_prune=pruned.trace.accuracy_after_prune,
+            primal_residual=pruned.trace.primal_residual,
+            parity_max_abs=shipped.parity.max_abs,
+            measurements={name: m.to_dict() for name, m in measured.items()},
+            notes=(*pruned.notes, *self._gains_nothing(deciding)),
+        )
+
+    def _gains_nothing(self, measured: Measurement) -> tuple[str, ...]:
+        """Say it plainly when sparsity bought no time here."""
+        zeros = sorted({s for layer in self._plan.values() for s in layer} & {"shape", "unstructured"})
+        if zeros and measured.speedup_high < 1.03:
+            return (
+                f"no gain on {measured.stamp.rig}: {' and '.join(zeros)} zeros in dense kernels cost what they did",
+            )
+        return ()
+
+    def _accuracy_of(self, model: nn.Module) -> float:
+        task = self._bench.task
+        batches = on_device(task.val_batches(), self._bench.device)
+        return evaluate(module_predictor(model), batches, task.task.metric).value
+
+    def _record(self, status: Status, **figures: Any) -> TrialResult:
+        return TrialResult(
+            number=self.spec.number,
+            status=status,
+            plan_digest=self._plan.digest(),
+            seed=self.spec.seed,
+            params_sampled=dict(self.spec.params),
+            requested=self._plan.to_dict(),
+            epochs=self._run.epochs if self._run is not None else 0.0,
+            seconds=self._seconds(),
+            rungs=tuple(self._rungs),
+            **figures,
+        )
+
+    @property
+    def _plan(self) -> PruningPlan:
+        """The plan asked for; of a target the one found, which is empty until ADMM is over."""
+        if isinstance(self.spec.plan, PruningPlan):
+            return self.spec.plan
+        return self.pruned.requested if self.pruned is not None else PruningPlan()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _end(self, result: TrialResult) -> Progress:
+        self.result = result
+        if result.status != "complete":
+            # a file that failed its checks must not be found beside the record and used
+            (self.artefacts / MODEL_NAME).unlink(missing_ok=True)
+        if self._store is not None and not self._store.commit(self.spec.number, self.artefacts, result):
+            # another attempt was first: its record stands, this one is thrown away
+            self.result = result = self._store.result(self.spec.number)
+        return replace(self._progress(result.status), step=self.total_steps, result=result)
+
+    def _progress(self, phase: str) -> Progress:
+        return Progress(
+            step=self._step,
+            total=self.total_steps,
+            phase=phase,
+            relative_latency=1.0 / self._shapes.speedup if self._shapes is not None else None,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the state between two steps; whoever takes the trial up next goes on from it."""
+        if self._run is None:
+            return
+        tensors, values = self._run.state()
+        values["trial"] = {
+            "step": self._step,
+            "seconds": self._seconds(),
+            "rungs": self._rungs,
+            "shapes": self._shapes.to_dict() if self._shapes is not None else None,
+            "seed": self.spec.seed,
+        }
+        save_state(path, tensors, values)
+
+    def load(self, path: Path) -> bool:
+        """Take up a state of `save`; False where there is none, it cannot be read, or it is another plan's."""
+        if not path.exists():
+            return False
+        if self._run is None:
+            self._prepare()
+        assert self._run is not None
+        try:
+            tensors, values = read_state(path)
+            trial = values["trial"]
+            if trial["seed"] != self.spec.seed:
+                return False
+            step, seconds = int(trial["step"]), float(trial["seconds"])
+            rungs = [(int(i), float(a)) for i, a in trial["rungs"]]
+            shapes = Measurement.from_dict(trial["shapes"]) if trial["shapes"] else None
+            self._run.load_state(tensors, values)
+        except (PruneError, KeyError, TypeError, ValueError, RuntimeError):
+            self._prepare()  # a half-loaded run must not train on
+            return False
+        self._step, self._seconds_before, self._rungs, self._shapes = step, seconds, rungs, shapes
+        return True
+
+
+def evaluate_plan(
+    bench: Bench,
+    spec: TrialSpec,
+    *,
+    artefacts: Path,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> tuple[TrialResult, TrialRun]:
+    """One plan from start to end in this process, its files in `artefacts`, nothing published."""
+    run = TrialRun(bench, spec, store=None, artefacts=artefacts)
+    while run.result is None:
+        progress = run.step()
+        if on_progress is not None:
+            on_progress(progress)
+    return run.result, run
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error that says what it is by itself, else with its type before it."""
+    named = isinstance(error, PruneError | EvaluationError | UserError)
+    return one_line(error) if named or not str(error) else f"{type(error).__name__}: {one_line(error)}"
