@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from search.errors import UserError
+from search.signals import INTERRUPTED
 
 #: The base of Typer's complaints about a command line, wherever this version of Typer keeps it.
 _UsageMistake: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="prunefront",
@@ -242,4 +243,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `prunefront` command."""
-    sys.exit(run())
+    code = run()
+    if code == INTERRUPTED:  # what is ending already has no more to say of a further Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)

@@ -25,11 +25,9 @@ from search.front import failures, front_rows, status_line
 from search.job import Job
 from search.job_file import load_job
 from search.recipe import recipe_of
-from search.report import plot_front, rich_table, write_front
+from search.report import plot_front, print_whole, rich_table, write_front
 from search.result import Baseline, TrialResult
 from search.store import RunStore
-
-TABLE_WIDTH = 80
 
 
 def is_run(target: Path) -> bool:
@@ -53,11 +51,7 @@ def print_front(
     """The front as a table, then what became of the other trials."""
     budget = Budget.of(job)
     rows = front_rows(baseline, results, budget.holds if budget is not None else None)
-    # A narrower terminal wraps the lines of the table: figures cut short would say something else.
-    wide = console
-    if console.width < TABLE_WIDTH:
-        wide = Console(file=console.file, width=TABLE_WIDTH, force_terminal=console.is_terminal, highlight=False)
-    wide.print(rich_table(rows, _clock(baseline, job)))
+    print_whole(console, rich_table(rows, _clock(baseline, job)))
     console.print(Text(status_line(results)))
     if scores := read_scores(store):
         console.print(Text(scores_line(scores, [str(row["trial"]) for row in rows])), soft_wrap=True)

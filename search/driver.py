@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ def run_search(
     profile: Profile,
     *,
     view: View,
+    last_words: Callable[[], None],
     address: str | None = None,
     seconds: float | None = None,
 ) -> Outcome:
@@ -111,7 +112,7 @@ def run_search(
     results = store.results()
     board = RungBoard(rung_iterations(job.admm.iterations))
     board.fill(results)
-    interrupt = Interrupt()
+    interrupt = Interrupt(last_words)
     end = _End(seconds, interrupt)
     searcher = PlanSearcher(
         sampler,

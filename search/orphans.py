@@ -75,7 +75,7 @@ def marked(mark: str) -> list[int]:
 
 def _watch(mark: str) -> None:
     sys.stdin.buffer.read()  # ends with the driver, however that ends
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while (left := marked(mark)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(OSError):

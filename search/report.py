@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +24,7 @@ __all__ = [
     "front_results",
     "front_rows",
     "plot_front",
+    "print_whole",
     "rich_table",
     "short_count",
     "status_counts",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+#: Characters beyond which no table of figures grows.
+WIDEST = 1000
 
 
 def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
@@ -52,7 +56,7 @@ def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
         cells = [
             str(row["trial"]),
             f"{row['accuracy']:.4f}",
-            f"{row['accuracy_drop'] + 0.0:.2f}",
+            f"{round(row['accuracy_drop'], 2) + 0.0:.2f}",
             f"{row['latency_ms']:#.4g}".rstrip("."),
             f"{row['speedup']:.2f}x",
             f"{row['compression_x']:.2f}x",
@@ -63,6 +67,14 @@ def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
             cells.append({True: "yes", False: "no", None: ""}[row["within_budget"]])
         table.add_row(*cells, style="bold" if row["trial"] == "dense" else None)
     return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as its figures are: a narrower terminal wraps its lines, where one cut short would lie."""
+    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    if needed > console.width:
+        console = Console(file=console.file, width=needed, force_terminal=console.is_terminal, highlight=False)
+    console.print(table)
 
 
 def short_count(number: int) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,10 +24,9 @@ from search.job import Job
 from search.job_file import load_job
 from search.recipe import require_same_recipe
 from search.result import TrialResult
+from search.signals import INTERRUPTED
 from search.store import RunStore, driver_lock, next_run_dir, write_atomic
 from search.view import View
-
-INTERRUPTED = 130
 
 
 def run_or_resume(
@@ -51,7 +52,7 @@ def run_or_resume(
         if name is not None or storage is not None:
             raise UserError("--name and --storage belong to a new run: leave them out to go on with one")
         store = RunStore.open(target)
-        with driver_lock(target):
+        with driver_lock(target), _interruptible(view, target):
             job = load_job(store.job_path)
             require_same_recipe(store, job)
             job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed)
@@ -66,7 +67,8 @@ def run_or_resume(
     root = next_run_dir(Path(job.storage), name, target.stem)
     with driver_lock(root), _only_if_worth_keeping(root):
         store = RunStore.create(root, job.to_yaml(), environment(job))
-        _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
+        with _interruptible(view, root):
+            _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
 
 
 def _checked(job: Job, address: str | None) -> Prepared:
@@ -92,6 +94,18 @@ def _only_if_worth_keeping(root: Path) -> Iterator[None]:
         raise kept from error
 
 
+@contextlib.contextmanager
+def _interruptible(view: View, root: Path) -> Iterator[None]:
+    """Ctrl-C in a run that has a folder ends with how to go on; the next one must not tear that line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        view.say(_how_to_go_on(root, "interrupted"))
+        signal.signal(signal.SIGINT, before)
+        raise SystemExit(INTERRUPTED) from None
+
+
 def _drive(
     store: RunStore,
     job: Job,
@@ -106,19 +120,25 @@ def _drive(
     view.say(f"run {store.root}")
     before = len(store.results())
     with view:
-        try:
-            baseline, profile = prepare_run(store, job, prepared, view)
-            view.say(
-                f"dense: accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.4g} ms; "
-                f"{len(profile.space.dimensions)} dimensions to search"
-            )
-            view.say("starting Ray" if address is None else f"joining the Ray cluster at {address}")
-            from search.driver import run_search
+        baseline, profile = prepare_run(store, job, prepared, view)
+        view.say(
+            f"dense: accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.4g} ms; "
+            f"{len(profile.space.dimensions)} dimensions to search"
+        )
+        # Seconds of import, before anything is said of Ray: Ctrl-C within it ends like any other.
+        from search.driver import run_search
 
-            outcome = run_search(store, job, baseline, profile, view=view, address=address, seconds=seconds)
-        except KeyboardInterrupt:
-            _say_how_to_go_on(view, store.root, "interrupted")
-            raise SystemExit(INTERRUPTED) from None
+        view.say("starting Ray" if address is None else f"joining the Ray cluster at {address}")
+        outcome = run_search(
+            store,
+            job,
+            baseline,
+            profile,
+            view=view,
+            last_words=partial(view.last_words, _how_to_go_on(store.root, "interrupted")),
+            address=address,
+            seconds=seconds,
+        )
     write_reports(store, job, baseline, outcome.results)
     if outcome.complete:
         try:
@@ -134,13 +154,13 @@ def _drive(
             view.say(f"all {job.search.trials} trials were done before: --trials asks for more")
         _say_how_to_export(view, store.root, job, outcome.results)
         return
-    _say_how_to_go_on(view, store.root, outcome.reason or "stopped")
+    view.say(_how_to_go_on(store.root, outcome.reason or "stopped"))
     if outcome.reason == "interrupted":
         raise SystemExit(INTERRUPTED)
 
 
-def _say_how_to_go_on(view: View, root: Path, reason: str) -> None:
-    view.say(f"{reason}: nothing finished is lost; go on with: prunefront search {root}")
+def _how_to_go_on(root: Path, reason: str) -> str:
+    return f"{reason}: nothing finished is lost; go on with: prunefront search {root}"
 
 
 def _say_how_to_export(view: View, root: Path, job: Job, results: Mapping[int, TrialResult]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -40,6 +42,11 @@ class View:
     def say(self, line: str) -> None:
         """One line, above the live table if there is one."""
         self._console.print(Text(line), soft_wrap=True)
+
+    def last_words(self, line: str) -> None:
+        """One line from a signal handler whose process is about to end: past every lock and buffer, cursor shown."""
+        lead = "\x1b[?25h\n" if self._console.is_terminal else ""
+        os.write(sys.stdout.fileno(), f"{lead}{line}\n".encode())
 
     def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
         """Progress of training the dense network."""

@@ -1,7 +1,16 @@
 from __future__ import annotations
 
+import os
+
 from hypothesis import HealthCheck, settings
 
-# A shared, loaded machine is no reason for a property to fail.
-settings.register_profile("prunefront", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("prunefront")
+# Before torch and Ray are imported. One thread makes training repeatable to the bit, however pytest was started; on a
+# shared machine whose memory others fill, Ray must not end our workers for it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+
+# A shared, loaded machine is no reason for a property to fail, and a landing no place for a new example: the same
+# ones each time, other ones with HYPOTHESIS_PROFILE=fuzz.
+settings.register_profile("prunefront", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fuzz", settings.get_profile("prunefront"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "prunefront"))

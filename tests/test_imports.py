@@ -157,6 +157,6 @@ def test_a_package_is_whole_without_the_libraries_of_the_others(package: str, ab
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

@@ -144,7 +144,10 @@ def test_a_wrapped_network_is_looked_into(model: nn.Module, groups: GroupMap) ->
     hold_zeros(wrapped, sgd(wrapped), small.zeros)
 
 
-def test_ddp_trains_and_prunes_its_module(tmp_path: Path, model: nn.Module, groups: GroupMap) -> None:
+def test_ddp_trains_and_prunes_its_module(
+    tmp_path: Path, model: nn.Module, groups: GroupMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the name of the machine need not resolve
     distributed = torch.distributed
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

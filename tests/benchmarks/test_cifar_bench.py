@@ -57,7 +57,7 @@ def run(*options: str, code: str | None = None, **environment: str) -> subproces
         [sys.executable, "-W", "ignore", *what, *options],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
     )
 

@@ -18,7 +18,7 @@ def run(*options: str, data: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SCRIPT), *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PRUNEFRONT_DATA": str(data)},
     )
 

@@ -52,7 +52,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "ignore", str(FOLDER / "mnist_macs.py"), *options],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 

@@ -36,7 +36,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(FOLDER / "side_by_side.py"), *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 

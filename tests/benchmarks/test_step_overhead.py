@@ -22,7 +22,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SCRIPT), *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 

@@ -101,9 +101,10 @@ class StorageContract:
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": "."},
             )
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while len(journal.read_text().splitlines()) < lines + 4 and time.monotonic() < deadline:
                 time.sleep(0.01)
+            assert len(journal.read_text().splitlines()) >= lines + 4
             time.sleep(rng.uniform(0.0, 0.1))
             process.send_signal(signal.SIGKILL)
             process.wait()

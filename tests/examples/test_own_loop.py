@@ -25,7 +25,7 @@ def test_it_trains_prunes_retrains_and_exports(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr
     found = {

@@ -281,8 +281,9 @@ def test_a_command_line_that_is_wrong(
     ("answer", "is_ray"),
     [(b"HTTP/1.0 400 Bad Request\r\n\r\n", False), (b"", False), (bytes([0, 0, 0x18, 4, 0, 0, 0, 0, 0]), True)],
 )
-def test_an_address_where_something_else_answers(answer: bytes, is_ray: bool) -> None:
+def test_an_address_where_something_else_answers(answer: bytes, is_ray: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the dashboard, or a web server: Ray would go on trying for minutes."""
+    monkeypatch.setattr("search.address.TIMEOUT_S", 600.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
 

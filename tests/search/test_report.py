@@ -21,6 +21,7 @@ from search.report import (
     front_results,
     front_rows,
     plot_front,
+    print_whole,
     rich_table,
     status_counts,
     status_line,
@@ -153,6 +154,19 @@ class TestTable:
         row = front_rows(BASELINE, {0: trial(0, 1.0, latency_ms)})[-1] | {"macs": count, "params": count}
         assert row["trial"] == 0
         assert "…" not in text_of(rich_table([row], "wall"), 110)
+
+    @given(st.floats(1e-4, 1e5), st.integers(0, 10**13), st.floats(-100, 100), st.integers(1, 200))
+    def test_a_terminal_of_any_width_gets_every_figure_whole(
+        self, latency_ms: float, count: int, drop: float, width: int
+    ) -> None:
+        row = front_rows(BASELINE, {0: trial(0, 1.0, latency_ms)}, within)[-1]
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        print_whole(console, rich_table([row | {"macs": count, "params": count, "accuracy_drop": drop}], "wall"))
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        assert "…" not in text
+        for figure in ("within", "budget", f"{round(drop, 2) + 0.0:.2f}", f"{latency_ms:#.4g}".rstrip(".")):
+            assert figure in text, figure
 
 
 class TestFiles:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = (sys.executable, "-c", "from search.cli import main; main()")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 #: Long enough for a loaded machine; what is waited for takes seconds.
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 class Process:

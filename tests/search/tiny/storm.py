@@ -89,7 +89,7 @@ class Storm:
             at = {pid: last[pid] for pid in driver.session("Trainable") if pid in last}
             choice.clear()
             for pid, line in at.items():
-                if line["trial"] >= first and line["epoch"] < EPOCHS - 1 and self.hit[line["trial"]] < 2:
+                if line["trial"] >= first and line["epoch"] < EPOCHS - 2 and self.hit[line["trial"]] < 2:
                     choice[pid] = line["trial"]
             return bool(choice)
 
@@ -122,7 +122,7 @@ class Storm:
             require_whole(self.root)
 
 
-def _left(driver: Process, seconds: float = 5.0) -> list[int]:
+def _left(driver: Process, seconds: float = 60.0) -> list[int]:
     """What lives of a driver's processes; their watcher needs an instant to see that it is gone."""
     deadline = time.monotonic() + seconds
     while (left := driver.session()) and time.monotonic() < deadline:

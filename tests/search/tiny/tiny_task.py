@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from search.tasks import Arrays, DenseRecipe, Task
 
 SAMPLES, CLASSES, SIDE, BATCH = 512, 4, 8, 32
+#: While a file of this name is there, no training gets beyond its second epoch.
+HOLD = "hold"
 
 
 class Tiny(nn.Module):
@@ -67,6 +70,8 @@ def task(width: int = 16, log: str = "", pause: float = 0.0, faults: Mapping[str
     data = stripes(SAMPLES, seed=0)
 
     def train(epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        while epoch == 2 and Path(HOLD).exists():
+            time.sleep(0.01)
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
         for part in torch.randperm(SAMPLES, generator=generator).split(BATCH):
             time.sleep(pause * BATCH / SAMPLES)
@@ -93,7 +98,10 @@ def _note(log: Path, epoch: int) -> None:
         if type(frame.f_locals.get("self")).__name__ == "TrialRun":
             number = frame.f_locals["self"].spec.number
         frame = frame.f_back
-    line = json.dumps({"trial": number, "epoch": epoch, "pid": os.getpid(), "time": time.time()})
+    # The file system's clock, which a result's time of publication is read on too: it may lag by a tick.
+    with tempfile.TemporaryFile(dir=log.parent) as stamp:
+        now = os.fstat(stamp.fileno()).st_mtime
+    line = json.dumps({"trial": number, "epoch": epoch, "pid": os.getpid(), "time": now})
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(handle, line.encode() + b"\n")
