@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from admm.groupmap import Group, GroupMap
     from admm.groups import find_groups
     from admm.hold import hold_zeros
-    from admm.pipeline import PruneResult, PruneRun, prune
+    from admm.outcome import PruneResult
+    from admm.pipeline import PruneRun, prune
     from admm.plan import LayerPlan, PruningPlan
     from admm.projector import Projector
     from admm.purify import purify
@@ -51,7 +52,7 @@ _HOME = {
     "PlanError": "errors",
     "Projector": "projector",
     "PruneError": "errors",
-    "PruneResult": "pipeline",
+    "PruneResult": "outcome",
     "PruneRun": "pipeline",
     "PruningPlan": "plan",
     "Shrunk": "shrink",

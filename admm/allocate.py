@@ -33,12 +33,14 @@ from admm.errors import DivergedError
 from admm.groupmap import GroupMap
 from admm.plan import PruningPlan
 from admm.projector import Masks, Projector
-from admm.target import Budget, Target
+from admm.target import Bound, Target
 from admm.unit_sets import Chosen, Ranking, UnitSets
 
 #: How far a count may move in one round where decisions meet: from a quarter to four times; shortened where that
 #: keeps no more energy, until it is below the last figure.
 WIDEST, NARROWEST, ROUNDS = 4.0, 1.03, 12
+#: The same where the counts to start from were the answer to nearly the same question.
+NEAR = 1.5
 #: Rounds that every start is given before the best goes on alone.
 SCOUTING = 3
 #: What counts as more, in logarithms of shares.
@@ -85,23 +87,31 @@ class Allocator:
         positions: Mapping[str, int] | None = None,
     ) -> None:
         self._model, self._groups, self._target, self._align = model, groups, target, align
-        self.budget = Budget.of(target, model, positions)
+        self.bound = Bound.of(target, model, positions)
         self.units = UnitSets(model, groups, target, align=align)
         self.variables = self.units.variables
-        self._solver = CountSolver(self.units, self.budget.table)
-        self._require_reachable(self.budget.bound)
+        self._solver = CountSolver(self.units, self.bound.table)
+        self._require_reachable(self.bound.most)
 
     @torch.no_grad()
     def allocate(
-        self, values: Mapping[str, Tensor], rho: Mapping[str, float] | None = None, bound: float | None = None
+        self,
+        values: Mapping[str, Tensor],
+        rho: Mapping[str, float] | None = None,
+        bound: float | None = None,
+        *,
+        start: Allocation | None = None,
     ) -> Allocation:
         """The allocation for W + U = `values` (name -> tensor, at least `variables`); the same values, the same plan.
 
-        `bound` replaces the target's, for budgets that tighten. Raises `DivergedError` for values that are not finite.
+        `bound` replaces the target's, for budgets that tighten; `start` is an allocation of nearly these values, near
+        which the search then stays where decisions meet. Raises `DivergedError` for values that are not finite.
         """
         bound, rho = self._checked(values, rho, bound)
         try:
             if self.units.meet:
+                if start is not None and start.cost <= bound:
+                    return self._climbed(start.counts, values, rho, bound, ROUNDS, NEAR)
                 return self._by_rounds(values, rho, bound)
             rankings = self._rankings(values, rho)
             if self._target.structures != ("unstructured",):
@@ -135,7 +145,7 @@ class Allocator:
         for name in self.variables:
             if not bool(values[name].isfinite().all()):
                 raise DivergedError(f"{name} holds a NaN or Inf: nothing can be allocated by it, load sound weights")
-        bound = self.budget.bound if bound is None else bound
+        bound = self.bound.most if bound is None else bound
         self.units.reset()
         self._require_reachable(bound)
         return bound, {name: 1.0 if rho is None else float(rho[name]) for name in self.variables}
@@ -143,7 +153,7 @@ class Allocator:
     def _require_reachable(self, bound: float) -> None:
         least = self.units.sizes(self.units.least)
         if self._solver.charge(least) > bound:
-            raise self.budget.unreachable(least, bound)
+            raise self.bound.unreachable(least, bound)
 
     def _rankings(self, values: Mapping[str, Tensor], rho: Mapping[str, float]) -> list[Ranking]:
         return [self.units.rank(i, values, rho, Chosen()) for i in range(len(self.units.sets))]
@@ -161,6 +171,8 @@ class Allocator:
         while found.cost > bound and limit > least:
             limit = max(min(limit * bound / found.cost, limit * 0.99), least)
             found = self._charged(solve(limit), values, rho, bound)
+        if found.cost > bound:  # the least counts keep more than they foretold
+            raise self.bound.unreachable(layer_sizes(self._model, self._groups, found.masks), bound)
         return found
 
     def _charged(
@@ -202,7 +214,13 @@ class Allocator:
         return best if best.cost <= bound else self.uniform(values, rho, bound)
 
     def _climbed(
-        self, counts: Sequence[int], values: Mapping[str, Tensor], rho: Mapping[str, float], bound: float, rounds: int
+        self,
+        counts: Sequence[int],
+        values: Mapping[str, Tensor],
+        rho: Mapping[str, float],
+        bound: float,
+        rounds: int,
+        reach: float = WIDEST,
     ) -> Allocation:
         """Linearise, solve, charge; a round that keeps no more energy is taken back and the step shortened."""
         self.units.reset()
@@ -211,7 +229,7 @@ class Allocator:
         for number, count in enumerate(counts):
             self.units.keep(number, count, self.units.rank(number, values, rho, chosen), chosen)
         rankings = self._valued(best, values, chosen)
-        reach, limit = WIDEST, bound
+        limit = bound
         for _ in range(rounds):
             trial = self._solver.linear_step(best.counts, rankings, limit, reach)
             found = self._charged(trial, values, rho, bound)

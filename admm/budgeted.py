@@ -17,8 +17,8 @@ from admm.plan import PruningPlan
 from admm.projector import Masks
 from admm.target import Target
 
-#: Allocations of one projection at most, where weights without use are found between two of them. LeNet-5 at 246x
-#: needs ten until none is left, each with more live energy than the one before, 31 % more in all.
+#: Allocations of one projection at most, where weights without use are found between two of them. At the largest
+#: compressions about ten are needed until none is left, each with more live energy than the one before.
 ROUNDS = 12
 
 
@@ -79,7 +79,7 @@ class BudgetProjector:
 
     @property
     def _bound(self) -> float:
-        return self._allocator.budget.at(self._share)
+        return self._allocator.bound.at(self._share)
 
     def relax(self, share: float) -> None:
         """Ask for less for now: the bound is dense cost^(1 - share) x target^share; 1.0 is the target.
@@ -107,7 +107,7 @@ class BudgetProjector:
             if useful is None:
                 break
             values = useful
-            self._latest = self._allocator.allocate(values, weight, self._bound)
+            self._latest = self._allocator.allocate(values, weight, self._bound, start=self._latest)
         masks = self._latest.masks
         device = next(iter(values.values())).device
         return Masks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from admm.training import Batch, EpochStats, Loss, cosine, make_optimizer, one_c
 
 #: Share of the steps over which `one-cycle` rises.
 WARMUP = 0.1
+#: The share of the rate at a progress in [0, 1], by the schedule's name.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "cosine": cosine,
+    "one-cycle": partial(one_cycle, warmup=WARMUP),
+}
 
 
 class Finetune:
@@ -100,9 +107,8 @@ class Finetune:
 
     def _set_masks(self, masks: dict[str, Tensor]) -> None:
         parameters = dict(self._model.named_parameters())
-        self._masks = masks
+        self._masks = {n: m.to(parameters[n].device) for n, m in masks.items()}
         self._masked = [parameters[n] for n in masks]
-        self._factors = [m.to(parameters[n]) for n, m in masks.items()]
         self._mask()
 
     def _after_step(self) -> None:
@@ -113,18 +119,12 @@ class Finetune:
     @torch.no_grad()
     def _mask(self) -> None:
         if self._masked:
-            torch._foreach_mul_([p.data for p in self._masked], self._factors)
+            torch._foreach_mul_([p.data for p in self._masked], list(self._masks.values()))
 
     def _set_lr(self, step: int) -> None:
         # half of it where the length is unknown: a warm-up that stood at its start would train nothing
         within = step / self._steps_per_epoch if self._steps_per_epoch else 0.5
         progress = (self.epoch + min(within, 1.0)) / self._settings.epochs
-        share = {"constant": lambda _: 1.0, "cosine": cosine, "one-cycle": _one_cycle}[self._settings.schedule](
-            progress
-        )
+        share = SCHEDULES[self._settings.schedule](progress)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.lr * share
-
-
-def _one_cycle(progress: float) -> float:
-    return one_cycle(progress, WARMUP)

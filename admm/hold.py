@@ -33,15 +33,15 @@ def hold_zeros(model: nn.Module, optimizer: Optimizer, zeros: Mapping[str, Tenso
         if id(parameters[name]) not in trained:
             raise PruneError(f"the optimiser does not train {name} of this model: make one of its parameters()")
     held = [parameters[name] for name in zeros]
-    factors: list[Tensor] = []
+    masks = list(zeros.values())
 
     @torch.no_grad()
     def hold(*_: Any) -> None:
         if not held:
             return
-        if not factors or (factors[0].device, factors[0].dtype) != (held[0].device, held[0].dtype):
-            factors[:] = [mask.to(p) for p, mask in zip(held, zeros.values(), strict=True)]
-        torch._foreach_mul_([p.data for p in held], factors)
+        if masks[0].device != held[0].device:  # the model was moved since
+            masks[:] = [mask.to(p.device) for p, mask in zip(held, masks, strict=True)]
+        torch._foreach_mul_([p.data for p in held], masks)
 
     hold()
     return optimizer.register_step_post_hook(hold)

@@ -123,15 +123,6 @@ class Knapsack:
             chosen[at[0]] = at[1]
 
 
-def best_choices(units: Sequence[Choices], budget: float, bins: int = 4096) -> list[int]:
-    """The index of the choice of each unit: total cost at most `budget`, total value as large as can be.
-
-    Exact where costs are whole numbers and what the budget leaves above the cheapest choices is at most `bins`;
-    otherwise never over the budget, and short of the best by less than `units` steps of spare budget / `bins`.
-    """
-    return Knapsack(units, budget, bins).pick(budget)
-
-
 def _undominated(steps: NDArray[np.int64], values: Floats, extent: int) -> list[int]:
     """Choices that fit and are worth more than every cheaper one, cheapest first."""
     order = np.lexsort((-values, steps))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +25,7 @@ from admm.finetune import Finetune
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
 from admm.kept import Kept
+from admm.outcome import Phase, PruneResult, StepReport
 from admm.plan import PruningPlan
 from admm.projector import Masks
 from admm.recalibrate import recalibrate
@@ -40,34 +41,6 @@ from admm.validate import check_model
 LEAST_LR = 0.1
 
 Evaluate = Callable[[nn.Module], float]
-Phase = Literal["admm", "finetune", "done"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """What one step did: its phase, its number there (from 1), mean loss, epochs so far, accuracy if known."""
-
-    phase: Phase
-    index: int
-    loss: float
-    epochs: float
-    accuracy: float | None = None
-    """ADMM: of the projected weights, as if pruned now. Retraining: of the shrunk network, after its last epoch."""
-    primal_residual: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneResult:
-    """The smaller network and how it came about."""
-
-    model: nn.Module
-    """Plain modules, physically smaller, eval mode; shape and single weights pruned are zeros in it."""
-    requested: PruningPlan
-    effective: PruningPlan
-    kept: Kept
-    trace: AdmmTrace
-    epochs: float
-    notes: tuple[str, ...] = field(default=())
 
 
 class PruneRun:

@@ -64,21 +64,6 @@ def _spare_to_block(lost: Tensor, kept: Tensor | None, align: int) -> Tensor:
     return lost & (lost.cumsum(0) > spared)
 
 
-def dead_weights(model: nn.Module, groups: GroupMap, masks: Masks) -> dict[str, Tensor]:
-    """Weights that `masks` keeps and nothing needs: prunable weight name -> bool of the weight's shape.
-
-    Only layers that have such weights appear. A budget spent on them is lost.
-    """
-    after = purify(model, groups, masks)
-    found: dict[str, Tensor] = {}
-    for name, module in prunable_weights(model):
-        if after.parameters.get(name) is not masks.parameters.get(name):
-            useless = kept_flags(name, module, masks) & ~kept_flags(name, module, after)
-            if bool(useless.any()):
-                found[name] = useless
-    return found
-
-
 @torch.no_grad()
 def nearly_dead(
     model: nn.Module, groups: GroupMap, masks: Masks, values: Mapping[str, Tensor], threshold: float = NEARLY_DEAD

@@ -12,24 +12,29 @@ gradient step. It is stable however large rho gets, untouched by momentum or Ada
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from admm.budgeted import BudgetProjector
 from admm.errors import DivergedError
 from admm.projector import Masks, Projector
 from admm.settings import AdmmSettings
 from admm.trace import TraceRecord
+
+if TYPE_CHECKING:
+    from admm.budgeted import BudgetProjector
 
 #: rho is at least pull / (lr x steps): exp(−pull) of the gap to Z − U survives an
 #: iteration that the loss does not resist. It keeps rho alive where a network fits its data and gradients vanish. Where
 #: the number of steps is not known, it holds from the second iteration on. Over more than `PULL_ITERATIONS` the same
 #: pull is spread: each then need close a part of the gap only, and what Z gave up can still come back.
 PULL_FIRST, PULL_LAST, PULL_ITERATIONS = 1.0, 6.0, 6
-#: Residual balancing (Boyd et al. 2011, section 3.4.1): factor, trigger and the widest correction.
-BALANCE, TRIGGER, WIDEST = 1.5, 5.0, 16.0
+#: Residual balancing (Boyd et al. 2011, section 3.4.1): factor, trigger and the widest correction. A wider one lets a
+#: long run raise rho until W stands still short of its optimum.
+BALANCE, TRIGGER, WIDEST = 1.5, 5.0, 4.0
+#: The most that rho falls in one iteration. Where gradients vanish, a rho that fell with them would blow up U = y/rho.
+LEAST_FALL = 0.85
 #: Steps an iteration whose gradients are looked at. In the first iteration they come before Z: which filters are worth
 #: keeping shows in the gradients' scale, and a first choice made without it is never quite undone.
 OBSERVED_STEPS = 8
@@ -221,7 +226,7 @@ class Admm:
         self._norms.append(torch.stack(torch._foreach_norm(grads)))
 
     def _set_rho(self, steps: int | None) -> None:
-        """rho_t = balance_t x max(multiplier x ‖g_t‖/‖W_t‖, pull / (lr steps)), at most 1/lr."""
+        """rho_t = balance_t x max(multiplier x ‖g_t‖/‖W_t‖, pull / (lr steps)); it falls slowly, at most 1/lr."""
         lr = self._lr
         last = max(self.settings.iterations - 1, 1)
         progress = min(self.iteration / last, 1.0)
@@ -230,7 +235,8 @@ class Admm:
         pull *= min(PULL_ITERATIONS / self.settings.iterations, 1.0)
         floor = 0.0 if steps is None else pull / (lr * max(steps, 1))
         for name, value in self._scale.items():
-            self._rho[name] = min(self._balance[name] * max(multiplier * value, floor), 1.0 / lr)
+            wanted = self._balance[name] * max(multiplier * value, floor)
+            self._rho[name] = min(max(wanted, LEAST_FALL * self._rho[name]), 1.0 / lr)
 
     def _rescale_u(self, before: Mapping[str, float]) -> None:
         """Keep the unscaled dual y = rho U where rho changed (Boyd et al. 2011, section 3.4.1)."""

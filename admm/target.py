@@ -120,16 +120,16 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class Bound:
     """A target made concrete for one network: the table, the most it may come to, and what the dense network does."""
 
     table: CostTable
-    bound: float
+    most: float
     dense: float
     target: Target
 
     @classmethod
-    def of(cls, target: Target, model: nn.Module, positions: Mapping[str, int] | None = None) -> Budget:
+    def of(cls, target: Target, model: nn.Module, positions: Mapping[str, int] | None = None) -> Bound:
         """`positions` (from `output_positions`) is needed for `mac_fraction` alone. Raises `PlanError`."""
         table = _table(target, positions)
         sizes = {name: shape.size for name, shape in layer_shapes(model).items()}
@@ -149,9 +149,9 @@ class Budget:
 
     def at(self, share: float) -> float:
         """The bound on the way from the dense network to the target: dense^(1 - share) x bound^share."""
-        if share >= 1.0 or self.bound <= 0.0 or self.bound >= self.dense:
-            return self.bound
-        return float(self.dense ** (1.0 - share) * self.bound**share)
+        if share >= 1.0 or self.most <= 0.0 or self.most >= self.dense:
+            return self.most
+        return float(self.dense ** (1.0 - share) * self.most**share)
 
     def unreachable(self, least: Mapping[str, LayerSize], bound: float) -> PlanError:
         """The error for a bound below what the smallest sizes cost: names the furthest that can be asked for."""
@@ -162,7 +162,7 @@ class Budget:
             reach = f"compression_x={math.floor(self.dense / total * 100) / 100:g}"
         elif self.target.mac_fraction is not None:
             reach = f"mac_fraction={math.ceil(total / self.dense * 1e4) / 1e4:g}"
-        asked = self.target.asked if bound == self.bound else f"a bound of {bound:g}"
+        asked = self.target.asked if bound == self.most else f"a bound of {bound:g}"
         return PlanError(
             f"{asked} is out of reach: with {', '.join(self.target.structures)} in the layers allowed "
             f"{reach} is the furthest, {heaviest!r} alone then costs {costs[heaviest]:g} of {total:g}; allow more "

@@ -27,11 +27,11 @@ import torch
 from cifar_rows import QUICK_ROWS, ROWS, Row, Schedule, schedule_of
 from claim import Claim
 from macs import reductions
+from pruned import line_a_step, pruned
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from admm.compute import Compute, fastest_compute
-from admm.pipeline import StepReport, prune
 from admm.slicing import prunable_layers
 from search.errors import UserError
 from search.tasks.base import PreparedTask, Task, prepare
@@ -153,28 +153,16 @@ def run_row(row: Row, seed: int, dense: Dense, schedule: Schedule, verbose: bool
     prepared, model = dense.get(row.network, seed, verbose)
     started = time.perf_counter()
 
-    def tell(report: StepReport) -> None:
-        if verbose:
-            reached = "" if report.accuracy is None else f" accuracy {report.accuracy:.4f}"
-            residual = "" if report.primal_residual is None else f" residual {report.primal_residual:.3f}"
-            spent = time.perf_counter() - started
-            print(
-                f"  {report.phase} {report.index}: loss {report.loss:.4f}{reached}{residual} {spent:.0f} s", flush=True
-            )
-
-    result = prune(
+    result = pruned(
         model,
         row.target,
-        train_batches=prepared.train_batches,
-        example_input=prepared.example_input,
-        loss=prepared.task.loss,
-        evaluate=lambda m: validate(prepared, m),
+        prepared,
+        evaluate=validate,
         admm=schedule.admm,
         finetune=schedule.finetune,
         seed=seed,
-        steps_per_epoch=-(-prepared.train_size // prepared.task.batch_size),
         compute=dense.computes[row.network],
-        on_step=tell,
+        on_step=line_a_step(time.perf_counter) if verbose else None,
     )
     seconds = time.perf_counter() - started
     accuracies = result.trace.accuracies()

@@ -19,13 +19,13 @@ import torch
 from claim import Claim
 from macs import ideal_macs
 from mnist import DATA, QUICK_EPOCHS, ROWS, SOURCE, Dense, score
+from pruned import pruned, steps_per_epoch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from admm.compute import Compute
 from admm.groupmap import GroupMap
-from admm.pipeline import prune
 from admm.plan import PruningPlan
 from admm.settings import AdmmSettings, FinetuneSettings
 from admm.slicing import prunable_layers
@@ -53,7 +53,7 @@ class Start:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
-        return math.ceil(self.prepared.train_size / self.prepared.task.batch_size)
+        return steps_per_epoch(self.prepared)
 
     @property
     def epochs(self) -> int:
@@ -144,19 +144,16 @@ class Statement:
 def by_admm(start: Start, wanted: PruningPlan | Target, groups: GroupMap | None = None) -> Outcome:
     """ADMM under a plan or a target, and retraining."""
     since = time.process_time()
-    result = prune(
+    result = pruned(
         start.model,
         wanted,
-        train_batches=start.prepared.train_batches,
-        example_input=start.prepared.example_input,
-        groups=groups,
-        loss=start.prepared.task.loss,
-        evaluate=lambda m: score(start.prepared, m),
+        start.prepared,
+        evaluate=score,
         admm=start.admm,
         finetune=start.finetune,
         seed=start.seed,
-        steps_per_epoch=start.steps_per_epoch,
         compute=start.compute,
+        groups=groups,
     )
     after_prune, kept = result.trace.accuracy_after_prune, result.trace.records[-1].kept
     assert after_prune is not None

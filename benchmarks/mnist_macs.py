@@ -21,12 +21,12 @@ import torch
 from claim import Claim
 from macs import reductions
 from mnist import DATA, QUICK_EPOCHS, ROWS, SOURCE, Dense, score
+from pruned import line_a_step, pruned
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from admm.compute import Compute
-from admm.pipeline import StepReport, prune
 from admm.settings import AdmmSettings, FinetuneSettings
 from admm.target import Target
 from evaluators.accuracy import OnnxPredictor, evaluate
@@ -103,28 +103,16 @@ def run_trial(
     prepared, model, compute, dense_seconds = dense.get(NETWORK, seed, compute)
     started = time.process_time()
 
-    def tell(report: StepReport) -> None:
-        if verbose:
-            accuracy = "" if report.accuracy is None else f" accuracy {report.accuracy:.4f}"
-            residual = "" if report.primal_residual is None else f" residual {report.primal_residual:.3f}"
-            spent = time.process_time() - started
-            print(
-                f"  {report.phase} {report.index}: loss {report.loss:.4f}{accuracy}{residual} {spent:.0f} s", flush=True
-            )
-
-    result = prune(
+    result = pruned(
         model,
         Target(mac_fraction=fraction, structures=STRUCTURES),
-        train_batches=prepared.train_batches,
-        example_input=prepared.example_input,
-        loss=prepared.task.loss,
-        evaluate=lambda m: score(prepared, m),
+        prepared,
+        evaluate=score,
         admm=admm,
         finetune=finetune,
         seed=seed,
-        steps_per_epoch=-(-prepared.train_size // prepared.task.batch_size),
         compute=compute,
-        on_step=tell,
+        on_step=line_a_step(time.process_time) if verbose else None,
     )
     seconds = time.process_time() - started
     accuracies = result.trace.accuracies()

@@ -12,7 +12,7 @@ from torch import nn
 
 from admm.compact import SelectedInput
 from admm.connections import canonical
-from admm.pipeline import PruneResult
+from admm.outcome import PruneResult
 from admm.slicing import prunable_layers
 from admm.trace import TraceRecord
 from search.report import short_count

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from admm.pipeline import StepReport
+from admm.outcome import StepReport
 from admm.plan import PruningPlan
 from admm.target import Target
 from admm.trace import TraceRecord

@@ -22,7 +22,8 @@ from admm.checkpoint import read_state, save_state
 from admm.compact import save_pruned
 from admm.compute import Compute
 from admm.errors import PruneError
-from admm.pipeline import PruneResult, PruneRun
+from admm.outcome import PruneResult
+from admm.pipeline import PruneRun
 from admm.plan import PruningPlan
 from admm.settings import AdmmSettings, FinetuneSettings
 from admm.target import Target

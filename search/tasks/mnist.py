@@ -26,7 +26,7 @@ RECIPES = {
     "lenet-300-100": DenseRecipe(epochs=20, lr=0.1, min_accuracy=0.984),
     "lenet-5": DenseRecipe(epochs=20, lr=0.05, min_accuracy=0.99),
 }
-"""With shifts of a pixel they gave, on the validation images: 98.88, 99.10 and 99.02 % (three seeds); 99.44 % (one)."""
+"""What they reach with shifts of a pixel is in `benchmarks/results/mnist.json`: dense accuracy, for each seed."""
 
 
 def task(

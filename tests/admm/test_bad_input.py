@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from admm.errors import PlanError, PruneError
 from admm.groups import find_groups
-from admm.pipeline import PruneResult, prune
+from admm.outcome import PruneResult
+from admm.pipeline import prune
 from admm.plan import PruningPlan
 from admm.projector import Projector
 from admm.settings import AdmmSettings, FinetuneSettings
@@ -103,8 +104,8 @@ def test_sound_weights_pass_and_a_mask_of_infinities_is_no_weight(dense: nn.Modu
 @pytest.mark.parametrize("layer", LAYERS)
 def test_an_all_zero_layer_is_pruned_and_said(dense: nn.Module, layer: str) -> None:
     model = _with(dense, f"{layer}.weight", 0.0)
-    result = _prune(model, PLAN)
-    assert all(p.shape[0] > 0 for p in result.model.parameters())
+    small: Any = _prune(model, PLAN).model
+    assert (small.stem.out_channels, small.conv1.out_channels) == (4, 4)  # half of 8, as planned
     notes = plan_notes(model, find_groups(dense, DATA[0][:1]), PruningPlan(PLAN))
     assert notes == [f"{layer}: its weight is all zero: which units stay is decided by their order alone"]
 
@@ -114,8 +115,8 @@ def test_a_network_of_zeros_stays_a_network(dense: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    result = _prune(model, PLAN)
-    assert result.model.stem.out_channels >= 1  # type: ignore[union-attr, operator]
+    small: Any = _prune(model, PLAN).model
+    assert (small.stem.out_channels, small.conv1.out_channels) == (4, 4)
 
 
 @pytest.mark.parametrize("structure", ["filter", "channel", "shape", "unstructured"])
@@ -230,12 +231,13 @@ def test_inputs_that_are_not_finite_end_the_run(dense: nn.Module) -> None:
 
 @pytest.mark.parametrize("phase", ["admm", "finetune"])
 def test_a_learning_rate_that_breaks_the_weights_ends_the_run(dense: nn.Module, phase: str) -> None:
+    """The rate is so high that BatchNorm's squares overflow in the second step, whatever the machine rounds to."""
     huge: dict[str, Any] = {
-        "admm": {"admm": AdmmSettings(iterations=2, lr=1e20)},
-        "finetune": {"finetune": FinetuneSettings(epochs=2, lr=1e20)},
+        "admm": {"admm": AdmmSettings(iterations=2, lr=1e30)},
+        "finetune": {"finetune": FinetuneSettings(epochs=2, lr=1e30)},
     }[phase]
     words = "ADMM iteration" if phase == "admm" else "retraining epoch"
-    with pytest.raises(PruneError, match=rf"the loss is (nan|inf) in {words} [12]: lower its lr"):
+    with pytest.raises(PruneError, match=rf"the loss is nan in {words} 1: lower its lr"):
         _prune(dense, PLAN, **huge)
 
 

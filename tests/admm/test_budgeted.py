@@ -15,12 +15,13 @@ from admm.errors import DivergedError, PlanError
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
 from admm.projector import Masks, Projector
-from admm.purify import dead_weights, purify
+from admm.purify import purify
 from admm.settings import AdmmSettings
 from admm.shrink import shrink
 from admm.slicing import prunable_layers
 from admm.solver import Admm
 from admm.target import Target
+from tests.admm.dead import dead_weights
 from tests.admm.toys import Tiny3d, TinyResNet, epochs_of, patterns, seeded
 
 DENSE = 72 + 576 + 576 + 32

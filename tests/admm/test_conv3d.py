@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from admm.compact import SelectedInput, load_pruned, save_pruned
-from admm.pipeline import PruneResult, prune
+from admm.outcome import PruneResult
+from admm.pipeline import prune
 from admm.plan import PruningPlan
 from admm.settings import AdmmSettings, FinetuneSettings
 from tests.admm.toys import Batch, accuracy, epochs_of, trained

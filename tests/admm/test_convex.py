@@ -105,7 +105,7 @@ def test_with_a_correlated_design_the_weights_left_take_over_from_those_removed(
     best = min(map(best_on, combinations(range(8), 4)), key=error)
     lr = 0.5 / float(torch.linalg.eigvalsh(design.T @ design).max())
     model = _linear(8, 4, dense)
-    admm = _admm(model, {"0": {"channel": 0.5}}, torch.randn(1, 8), iterations=20, lr=lr)
+    admm = _admm(model, {"0": {"channel": 0.5}}, torch.randn(1, 8), iterations=12, lr=lr)
     _solve(model, admm, lambda: 0.5 * (model(design) - target).square().sum(), steps=300)
     found = model[0].weight.detach()  # type: ignore[index, union-attr]
     kept = found.any(0)
@@ -186,16 +186,16 @@ def test_with_a_diagonal_hessian_the_projection_weighted_by_it_is_the_optimum(se
     assert not torch.equal(projector.project(target, equal).slots["0"], best)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_rho_follows_the_curvature_to_the_optimum(seed: int) -> None:
     """rho in units of each tensor's gradient scale ranks filters as the Hessian does; their plain norms mislead."""
     model, target, loss = _two_layers(seed, CURVATURE)
-    admm = _admm(model, {"0": {"filter": 0.5}}, torch.randn(1, 5).double(), iterations=10, lr=0.02)
-    masks = _solve(model, admm, loss, steps=200)
+    admm = _admm(model, {"0": {"filter": 0.5}}, torch.randn(1, 5).double(), iterations=20, lr=0.02)
+    masks = _solve(model, admm, loss, steps=100)
     assert torch.equal(masks.slots["0"], _best_filters(target, CURVATURE))
     for name, parameter in model.named_parameters():
         kept = target[name] * masks.parameters[name]  # which the last, large rho keeps it from reaching quite
-        assert (parameter.detach() - kept).norm() < 0.3 * max(float(kept.norm()), 1.0), name
+        assert (parameter.detach() - kept).norm() < 0.1 * max(float(kept.norm()), 1.0), name
 
 
 def test_the_step_minimises_the_penalty_of_every_tensor_of_a_network() -> None:

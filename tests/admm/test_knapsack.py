@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admm.errors import PlanError
-from admm.knapsack import Choices, Knapsack, best_choices
+from admm.knapsack import Choices, Knapsack
 
 whole = st.integers(0, 12)
 real = st.floats(0.0, 10.0, allow_subnormal=False)
@@ -42,6 +42,10 @@ def value(units: list[Choices], chosen: object) -> float:
 
 def cheapest(units: list[Choices]) -> float:
     return math.fsum(float(u.costs.min()) for u in units)
+
+
+def best_choices(units: list[Choices], budget: float, bins: int = 4096) -> list[int]:
+    return Knapsack(units, budget, bins).pick(budget)
 
 
 @settings(max_examples=150, deadline=None)

@@ -24,7 +24,6 @@ from admm.projector import Masks, Projector, lone_ranges
 from admm.purify import (
     NEARLY_DEAD,
     dead_slots,
-    dead_weights,
     effective_after,
     nearly_dead,
     purification_note,
@@ -33,6 +32,7 @@ from admm.purify import (
 from admm.shrink import apply_masks
 from admm.validate import weight_obstacle
 from admm.verify import randomise
+from tests.admm.dead import dead_weights
 from tests.admm.plans import canonical, groups_of, random_model, random_plan, values_of
 from tests.admm.zoo import ZOO, Net, _conv, _head
 

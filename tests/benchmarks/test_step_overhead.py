@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -66,5 +67,5 @@ def test_records_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         path = claim.record("some", packages=("torch",))
     entries = json.loads(path.read_text())
     assert [(e["figure"], e["holds"]) for e in entries] == [(1.2, False), (1.05, True)]
-    assert entries[0]["versions"]["torch"]
+    assert entries[0]["versions"] == {"torch": version("torch")}
     assert set(json.loads(claim.to_json())) == KEYS

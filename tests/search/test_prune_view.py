@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from admm.compact import compact
-from admm.pipeline import PruneResult, StepReport
+from admm.outcome import PruneResult, StepReport
 from admm.plan import PruningPlan
 from admm.trace import AdmmTrace, TraceRecord
 from search.prune_view import LayerRow, PruneView, layer_rows, layer_table

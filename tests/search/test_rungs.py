@@ -64,7 +64,8 @@ def test_many_points_in_one_chain() -> None:
 def test_rungs_are_iterations_of_the_run(iterations: int) -> None:
     rungs = rung_iterations(iterations)
     assert rungs == tuple(sorted(set(rungs)))
-    assert rungs
+    assert rungs[-1] == iterations
+    assert 0 <= 3 * rungs[0] - 2 * iterations < 3, "two thirds of the way, rounded up"
     assert all(1 <= rung <= iterations for rung in rungs)
 
 

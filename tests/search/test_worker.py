@@ -175,11 +175,10 @@ def test_a_complete_trial_is_recorded_whole(store: RunStore) -> None:
     assert result.primal_residual is not None
     assert result.parity_max_abs is not None
     assert result.parity_max_abs < 1e-4
-    assert result.macs is not None
-    assert result.macs < 30_000
-    # 8x1x9, then 4x1x9 of 4x8x9 with a quarter of the rest zero, then 3x16 of 3x32; purification may take more
-    assert result.compression_x is not None
-    assert result.compression_x > 0.98 * bench.baseline.weights / (36 + 54 + 48)
+    # layer 3 reads 2 of the 4 filters that layer 0 has left by plan, so 2 x 9 weights stay there; of 4 x 2 x 9 a
+    # quarter is zero, which the MACs of dense kernels do not know; the Linear layer has 3 x 16 of 3 x 32
+    assert result.macs == 36 * (2 * 9 + 4 * 2 * 9) + 3 * 16
+    assert result.compression_x == pytest.approx(bench.baseline.weights / (2 * 9 + 54 + 3 * 16))
 
     folder = store.trial_dir(4)
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -464,11 +463,11 @@ def test_a_target_is_a_trial_whose_plan_is_found(tmp_path: Path) -> None:
     assert result.status == "complete", result.reason
     assert len(measured) == 1
     assert result.compression_x is not None
-    assert result.compression_x >= 5.0
+    assert 5.0 <= result.compression_x < 5.1  # of 744 weights 148 may stay
     assert run.pruned is not None
     found = run.pruned.requested
     assert PruningPlan(result.requested) == found
-    assert len(found) > 0
+    assert set(found) == {"0", "3", "8"}
     content = json.loads((tmp_path / "plan.json").read_text())
     assert content["digest"] == found.digest() == result.plan_digest
     assert Target.from_dict(content["target"]) == target
