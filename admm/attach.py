@@ -38,7 +38,7 @@ from admm.target import Target
 from admm.trace import AdmmTrace, TraceRecord
 from admm.training import Batch
 from admm.unwrap import inner_model, plain_optimizer
-from admm.validate import check_model
+from admm.validate import check_model, require_finite
 
 #: What holds a hook: two on one optimiser would pull twice.
 _HOOKED: WeakSet[AttachedAdmm] = WeakSet()
@@ -139,6 +139,7 @@ class AttachedAdmm:
                 f"ADMM has done {self.admm.iteration} of {self.admm.settings.iterations} iterations: call end_epoch() "
                 f"after each of the {self.epochs} epochs, then finish()"
             )
+        require_finite(self._model, "after ADMM")
         self.detach()
         outcome = self._outcome or self._found()
         small = shrink(
@@ -148,6 +149,7 @@ class AttachedAdmm:
             plan=PruningPlan(outcome["plan"]),
             effective=PruningPlan(outcome["effective"]),
             align=self.admm.projector.align,
+            weak=self.admm.settings.nearly_dead,
         )
         if batches is not None:
             left = iter(batches)
@@ -289,9 +291,9 @@ def attach(
 
     `example_input` [1, ...] is needed unless `groups` (from `find_groups`) is given, and for a MAC fraction;
     `steps_per_epoch`, where it is known, gives the penalty its right size from the first epoch. Of `settings`, the
-    iterations, rho and `progressive` count; rates, decay and clipping are your loop's. Attach when the model is on its
-    device. Raises `PlanError` for a plan that does not fit, `PruneError` for an optimiser that does not train a pruned
-    layer or weights that are not finite.
+    iterations, rho, `progressive` and `nearly_dead` count; rates, decay and clipping are your loop's. Attach when the
+    model is on its device. Raises `PlanError` for a plan that does not fit, `PruneError` for an optimiser that does not
+    train a pruned layer or weights that are not finite.
     """
     model = inner_model(model)
     check_model(model)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from admm.agreement import require_agreement
 from admm.checkpoint import pack_optimizer, unpack_optimizer
@@ -35,7 +36,7 @@ from admm.solver import Admm
 from admm.target import Target
 from admm.trace import AdmmTrace
 from admm.training import Batch, Loss, cosine, frozen_teacher, make_optimizer, seed_epoch, train_epoch
-from admm.validate import check_model
+from admm.validate import check_model, require_finite
 
 #: Where a cosine over the ADMM phase ends: W must go on following Z.
 LEAST_LR = 0.1
@@ -80,7 +81,7 @@ class PruneRun:
         self._finetune_settings = finetune or FinetuneSettings()
         self._seed = seed
         self._compute = compute
-        self.projector = constraint(model, groups, plan, align=align, example_input=example_input)
+        projector = constraint(model, groups, plan, align=align, example_input=example_input)
         self._settings = {
             "admm": asdict(self._admm_settings),
             "finetune": asdict(self._finetune_settings),
@@ -97,17 +98,17 @@ class PruneRun:
         self.trace = AdmmTrace()
         self.phase: Phase = "admm"
         self.kept: Kept = {}
-        self.requested = self.effective = self.projector.plan
+        self.requested = self.effective = projector.plan
         self.notes: tuple[str, ...] = ()
         self._steps_done = 0
         steps = None if steps_per_epoch is None else steps_per_epoch * self._admm_settings.epochs_per_iteration
-        self._admm: Admm | None = Admm(model, self.projector, self._admm_settings, steps_per_iteration=steps)
+        self._admm: Admm | None = Admm(model, projector, self._admm_settings, steps_per_iteration=steps)
         self._lr = self._admm_settings.lr
         self._steps_per_epoch = steps_per_epoch
         self._samples = 0.0
         self._samples_per_epoch = 1
         self._finetune: Finetune | None = None
-        self._optimizer = make_optimizer(
+        self._optimizer: Optimizer | None = make_optimizer(
             model.parameters(),
             kind=self._admm_settings.optimizer,
             lr=self._admm_settings.lr,
@@ -150,6 +151,7 @@ class PruneRun:
 
     def _admm_step(self) -> StepReport:
         assert self._admm is not None
+        assert self._optimizer is not None
         settings = self._admm_settings
         losses = []
         for i in range(settings.epochs_per_iteration):
@@ -189,6 +191,7 @@ class PruneRun:
         if settings.schedule == "cosine":
             within = min(step / self._steps_per_epoch, 1.0) if self._steps_per_epoch else 0.0
             self._lr *= LEAST_LR + (1.0 - LEAST_LR) * cosine((epoch + within) / settings.epochs)
+        assert self._optimizer is not None
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr
 
@@ -205,6 +208,7 @@ class PruneRun:
         self._steps_done += 1
         accuracy = None
         if self._finetune.done:
+            require_finite(self.model, "after retraining")
             if self._finetune_settings.ema > 0.0:
                 self._recalibrate(self.model)  # the statistics are of the weights that were averaged, not of the mean
             if self._evaluate is not None:
@@ -216,7 +220,9 @@ class PruneRun:
         """Accuracy as if the hard prune came now; the weights are put back afterwards."""
         if self._evaluate is None:
             return None
-        pruned = as_if_pruned(self.model, self.groups, masks, self.projector.plan, self.projector.align)
+        assert self._admm is not None
+        projector = self._admm.projector
+        pruned = as_if_pruned(self.model, self.groups, masks, projector.plan, projector.align)
         self._recalibrate(pruned)
         return self._evaluate(pruned)
 
@@ -235,6 +241,8 @@ class PruneRun:
         Returns the small network's accuracy before any retraining.
         """
         assert self._admm is not None
+        projector = self._admm.projector
+        require_finite(self.model, "after ADMM")
         if self._evaluate is not None:
             before = copy.deepcopy(self.model)
             self._recalibrate(before)  # as after the prune: else the figures tell of statistics that lag behind
@@ -243,14 +251,14 @@ class PruneRun:
             self.model,
             self.groups,
             self._admm.hard_prune(),
-            plan=self.projector.plan,
-            effective=self.projector.effective(),
-            align=self.projector.align,
+            plan=projector.plan,
+            effective=projector.effective(),
+            align=projector.align,
             weak=self._admm_settings.nearly_dead,
         )
         self.kept = shrunk.kept
-        self.requested, self.effective = self.projector.plan, shrunk.effective
-        self.notes = (*self.projector.notes, *shrunk.notes)
+        self.requested, self.effective = projector.plan, shrunk.effective
+        self.notes = (*projector.notes, *shrunk.notes)
         small = shrunk.model
         inputs, _ = next(iter(self._train_batches(0)))
         require_agreement(self.model, small, inputs.to(next(self.model.parameters()).device))
@@ -262,7 +270,7 @@ class PruneRun:
 
     def _enter_finetune(self, model: nn.Module, zeros: dict[str, Tensor]) -> None:
         self.model = model
-        self._admm = None
+        self._admm = self._optimizer = None  # they hold on to the dense network and its moments
         teacher = frozen_teacher(self._teacher_model, self._compute) if self._teacher_model is not None else None
         self._finetune = Finetune(
             model,
@@ -300,7 +308,7 @@ class PruneRun:
                 "notes": list(self.notes),
             },
         }
-        if self._admm is not None:
+        if self._admm is not None and self._optimizer is not None:
             part, values["admm"] = self._admm.state()
             tensors |= {f"admm.{n}": t for n, t in part.items()}
             part, values["optimizer"] = pack_optimizer(self._optimizer)
@@ -325,6 +333,7 @@ class PruneRun:
         self._samples, self._samples_per_epoch = float(values["samples"][0]), int(values["samples"][1])
         if values["phase"] == "admm":
             assert self._admm is not None
+            assert self._optimizer is not None
             self.model.load_state_dict(parts["model"])
             self._admm.load_state(parts["admm"], values["admm"])
             unpack_optimizer(self._optimizer, parts["optimizer"], values["optimizer"])

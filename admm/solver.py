@@ -1,7 +1,7 @@
 """ADMM for pruning: min f(W) + g(Z) subject to W = Z, where g says which zeros the plan demands.
 
     W := argmin f(W) + sum_t rho_t/2 ‖W_t − Z_t + U_t‖²      trained with the user's optimiser
-    Z := projection of W + U onto the plan's set              `Projector`, in the rho-weighted norm
+    Z := projection of W + U onto the plan's set              `Projector`, weighted by each tensor's gradient scale
     U := U + W − Z
 
 (Zhang et al. 2018, eq. 5-8; scaled form of Boyd et al. 2011, section 3.1.1.) The penalty is applied as a proximal step
@@ -11,6 +11,7 @@ gradient step. It is stable however large rho gets, untouched by momentum or Ada
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -205,8 +206,9 @@ class Admm:
         for i, (name, weight) in enumerate(zip(self.names, self._weights, strict=True)):
             z = self._u[i] * self.masks.parameters[name]
             self._u[i] -= z
-            dual.append((z - self._t[i]).norm())
-            primal.append((weight - z).norm())
+            # the Z before has said all it has to say: its memory serves both differences
+            dual.append(self._t[i].sub_(z).norm())
+            primal.append(torch.sub(weight, z, out=self._t[i]).norm())
             self._t[i] = z
         return torch.stack(primal), torch.stack(dual)
 
@@ -218,7 +220,12 @@ class Admm:
         gradient = torch.stack(self._norms).mean(0)
         smallest = torch.tensor([SMALLEST_RMS * w.numel() ** 0.5 for w in self._weights]).to(gradient)
         size = torch.maximum(torch.stack(torch._foreach_norm(self._weights)), smallest)
-        self._scale = dict(zip(self.names, (gradient / size).clamp_min(1e-12).tolist(), strict=True))
+        scale = (gradient / size).tolist()
+        # A tensor without a gradient (frozen, or behind dead units) says nothing of its worth: it is like the others,
+        # not worth nothing.
+        known = [math.log(s) for s in scale if s > 0.0]
+        like = math.exp(sum(known) / len(known)) if known else 1e-12
+        self._scale = {name: s if s > 0.0 else like for name, s in zip(self.names, scale, strict=True)}
 
     def _observe(self) -> None:
         """Keep this step's gradient norms on the device; a tensor without a gradient counts as zero."""

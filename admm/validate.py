@@ -8,13 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from admm.errors import PlanError, PruneError
+from admm.errors import DivergedError, PlanError, PruneError
 from admm.groupmap import GroupMap
 from admm.plan import PruningPlan
 from admm.slicing import filter_axis, obstacle, select_obstacle, shared_parameters
 from admm.structures import STRUCTURE_NEEDS_PLAIN
 
-__all__ = ["check_align", "check_model", "check_plan", "plan_notes", "weight_obstacle"]
+__all__ = [
+    "check_align",
+    "check_model",
+    "check_plan",
+    "not_finite",
+    "plan_notes",
+    "require_finite",
+    "weight_obstacle",
+]
 
 
 def weight_obstacle(model: nn.Module, layer: str, structure: str) -> str | None:
@@ -65,17 +73,30 @@ def check_model(model: nn.Module) -> None:
 
     Other buffers are not looked at: a mask of attention holds −Inf by right.
     """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise PruneError("no parameter of the network requires a gradient: call model.requires_grad_(True) first")
+    name = not_finite(model)
+    if name is not None:
+        raise PruneError(f"{name} holds a NaN or Inf before pruning: load sound weights")
+
+
+@torch.no_grad()
+def not_finite(model: nn.Module) -> str | None:
+    """The first parameter or norm statistic with a NaN or Inf, or None; one look at the device."""
     values: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, _NormBase):
             values |= {f"{name}.{key}": v for key, v in module._buffers.items() if v is not None}
     floating = {name: v for name, v in values.items() if v.is_floating_point()}
-    if not any(p.requires_grad for p in model.parameters()):
-        raise PruneError("no parameter of the network requires a gradient: call model.requires_grad_(True) first")
-    flags = torch.stack([v.isfinite().all().cpu() for v in floating.values()]).tolist()
-    for name, finite in zip(floating, flags, strict=True):
-        if not finite:
-            raise PruneError(f"{name} holds a NaN or Inf before pruning: load sound weights")
+    flags = torch.stack([v.isfinite().all() for v in floating.values()]).tolist()
+    return next((name for name, finite in zip(floating, flags, strict=True) if not finite), None)
+
+
+def require_finite(model: nn.Module, when: str) -> None:
+    """Raises `DivergedError` for a network that training left with a NaN or Inf anywhere: none is ever handed over."""
+    name = not_finite(model)
+    if name is not None:
+        raise DivergedError(f"{name} holds a NaN or Inf {when}: lower the lr (or set max_grad_norm)")
 
 
 @torch.no_grad()

@@ -225,12 +225,18 @@ def main() -> int:
     chosen.add_argument("--compression", type=float, help="in place of the rows' own")
     chosen.add_argument("--iterations", type=int)
     chosen.add_argument("--finetune-epochs", type=int)
+    chosen.add_argument("--ema", type=float, default=0.0, help="decay of averaged weights in retraining, such as 0.99")
+    chosen.add_argument("--distillation", type=float, default=0.0, help="weight of the dense network's answers, 0 to 1")
     parser.add_argument("--cache", type=Path, help="keep the dense networks in this folder, and use those there")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     choosing = options.validation_only
-    if not choosing and (options.compression or options.iterations or options.finetune_epochs):
-        parser.error("--compression, --iterations and --finetune-epochs are for choosing: add --validation-only")
+    changed = [options.compression, options.iterations, options.finetune_epochs, options.ema, options.distillation]
+    if not choosing and any(changed):
+        parser.error(
+            "--compression, --iterations, --finetune-epochs, --ema and --distillation are for choosing: "
+            "add --validation-only"
+        )
     if options.record and (options.quick or choosing or len(set(options.seeds)) < 3):
         parser.error("--record keeps figures of the full benchmark only: three seeds, not --quick")
     torch.set_num_threads(options.threads)
@@ -268,6 +274,9 @@ def _asked(row: Row, options: argparse.Namespace) -> Row:
         row = replace(row, admm=replace(row.admm, iterations=options.iterations))
     if options.finetune_epochs:
         row = replace(row, finetune=replace(row.finetune, epochs=options.finetune_epochs))
+    if options.ema or options.distillation:
+        wanted = replace(row.finetune, ema=options.ema, distillation_weight=options.distillation)
+        row = replace(row, finetune=wanted)
     return row
 
 

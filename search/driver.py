@@ -21,6 +21,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
+# A slow machine has its agent of metrics up too late, and each process of Ray complains of that on the terminal.
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 import ray
 from ray import tune

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,19 @@ def one_line(call: Callable[[], Any], kind: type[Exception] = PruneError) -> str
     return str(caught.value)
 
 
+@pytest.mark.parametrize("nearly_dead", [0.0, 0.3])
 @pytest.mark.parametrize("wanted", [PLAN, Target(compression_x=3.0, structures=("unstructured",))])
 def test_it_is_prune_run_bit_for_bit(
-    dense: nn.Module, model: nn.Module, groups: GroupMap, wanted: PruningPlan | Target
+    dense: nn.Module, model: nn.Module, groups: GroupMap, wanted: PruningPlan | Target, nearly_dead: float
 ) -> None:
+    settings = replace(SETTINGS, nearly_dead=nearly_dead)
     finetune = FinetuneSettings(epochs=2, lr=0.01, schedule="constant", distillation_weight=0.0)
     run = PruneRun(
         copy.deepcopy(dense),
         wanted,
         train_batches=BATCHES,
         groups=groups,
-        admm=SETTINGS,
+        admm=settings,
         finetune=finetune,
         steps_per_epoch=STEPS,
     )
@@ -107,7 +110,7 @@ def test_it_is_prune_run_bit_for_bit(
         run.step()
 
     optimizer = sgd(model)
-    admm = attach(model, optimizer, wanted, groups=groups, settings=SETTINGS, steps_per_epoch=STEPS)
+    admm = attach(model, optimizer, wanted, groups=groups, settings=settings, steps_per_epoch=STEPS)
     drive(admm, model, optimizer)
     small = admm.finish(BATCHES(admm.epochs - 1))
     optimizer = sgd(small.model, lr=finetune.lr)

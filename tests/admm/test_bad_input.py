@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from admm.errors import PlanError, PruneError
+from admm.errors import DivergedError, PlanError, PruneError
 from admm.groups import find_groups
 from admm.outcome import PruneResult
-from admm.pipeline import prune
+from admm.pipeline import PruneRun, prune
 from admm.plan import PruningPlan
 from admm.projector import Projector
 from admm.settings import AdmmSettings, FinetuneSettings
+from admm.target import Target
 from admm.validate import check_align, check_model, plan_notes
 from tests.admm.toys import TinyResNet, epochs_of, patterns, seeded, trained
 
@@ -99,6 +100,47 @@ def test_sound_weights_pass_and_a_mask_of_infinities_is_no_weight(dense: nn.Modu
     model.register_buffer("count", torch.tensor(3))
     check_model(model)
     check_model(model.half())
+
+
+@pytest.mark.parametrize("phase", ["after ADMM", "after retraining"])
+@pytest.mark.parametrize("spoiled", ["head.bias", "bn.weight"])
+def test_weights_spoilt_by_the_last_step_are_not_handed_over(dense: nn.Module, phase: str, spoiled: str) -> None:
+    """The loss of the last step was sound, its gradient was not: no later step is there to see it."""
+    batches = epochs_of(DATA)
+    run = PruneRun(
+        copy.deepcopy(dense),
+        PruningPlan({"conv1": {"unstructured": 0.5}}),  # neither parameter is under it
+        train_batches=batches,
+        groups=find_groups(dense, DATA[0][:1]),
+        admm=AdmmSettings(iterations=1, lr=0.02),
+        finetune=FinetuneSettings(epochs=1, lr=0.02, distillation_weight=0.0),
+    )
+    if phase == "after retraining":
+        run.step()
+    left = [False] * (sum(1 for _ in batches(0)) - 1) + [True]
+    parameter = run.model.get_parameter(spoiled)
+    parameter.register_hook(lambda grad: grad * NAN if left.pop(0) else grad)
+    with pytest.raises(DivergedError, match=rf"^{spoiled} holds a NaN or Inf {phase}: lower the lr"):
+        run.step()
+    assert not left
+
+
+def test_a_frozen_layer_keeps_its_share_of_a_target(dense: nn.Module) -> None:
+    """It has no gradient; of the others' mean worth, it is not the first to be emptied."""
+    model = copy.deepcopy(dense)
+    model.get_submodule("conv1").requires_grad_(False)
+    kept = {}
+    for name, network in (("trained", dense), ("frozen", model)):
+        small = prune(
+            network,
+            Target(compression_x=3.0),
+            train_batches=epochs_of(DATA),
+            groups=find_groups(dense, DATA[0][:1]),
+            admm=AdmmSettings(iterations=2, lr=0.02),
+            finetune=FinetuneSettings(epochs=0),
+        ).model
+        kept[name] = int(small.get_submodule("conv1").weight.count_nonzero())  # type: ignore[union-attr, operator]
+    assert 0.5 * kept["trained"] < kept["frozen"] < 2.0 * kept["trained"]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
