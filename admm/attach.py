@@ -60,7 +60,7 @@ class AttachedAdmm:
         self._model = model
         self._groups = groups
         self._optimizer = optimizer
-        self._wanted = identity(wanted)
+        self._wanted = identity(wanted, admm.projector)
         self._epoch = 0
         self._losses: list[float] = []
         self._steps = 0

@@ -73,6 +73,11 @@ class BudgetProjector:
         return self._latest.cost
 
     @property
+    def dense_cost(self) -> float:
+        """What the dense network costs."""
+        return self._allocator.bound.dense
+
+    @property
     def bound(self) -> float:
         """The most it may cost at the present share."""
         return self._bound

@@ -38,11 +38,16 @@ def constraint(
     return BudgetProjector(model, groups, wanted, align=align, positions=positions, dead=partial(purify, model, groups))
 
 
-def identity(wanted: PruningPlan | Target) -> str:
-    """What tells one plan or target from another in a checkpoint; a cost table of the user's own goes by its name."""
+def identity(wanted: PruningPlan | Target, projector: Projector | BudgetProjector) -> str:
+    """What tells one plan or target from another in a checkpoint.
+
+    A cost table of the user's own goes by its name and by what it says of the dense network.
+    """
     try:
         return wanted.digest()
     except PlanError:
         assert isinstance(wanted, Target)
         layers = "some layers" if callable(wanted.layers) else ", ".join(wanted.layers or ("all layers",))
-        return f"{wanted.asked}, {', '.join(wanted.structures)} in {layers}, at least {wanted.min_keep}"
+        assert isinstance(projector, BudgetProjector)
+        dense = f"of {projector.dense_cost:.10g}"
+        return f"{wanted.asked} {dense}, {', '.join(wanted.structures)} in {layers}, at least {wanted.min_keep}"

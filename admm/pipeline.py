@@ -99,6 +99,7 @@ class PruneRun:
         self.phase: Phase = "admm"
         self.kept: Kept = {}
         self.requested = self.effective = projector.plan
+        self._wanted = identity(plan, projector)
         self.notes: tuple[str, ...] = ()
         self._steps_done = 0
         steps = None if steps_per_epoch is None else steps_per_epoch * self._admm_settings.epochs_per_iteration
@@ -298,7 +299,7 @@ class PruneRun:
             "phase": self.phase,
             "steps_done": self._steps_done,
             "samples": [self._samples, self._samples_per_epoch],
-            "plan": identity(self.plan),
+            "plan": self._wanted,
             "settings": self._settings,
             "trace": self.trace.to_dict(),
             "kept": self.kept,
@@ -320,8 +321,8 @@ class PruneRun:
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take up what `state` gave. Raises `PruneError` when it belongs to another plan."""
-        if values["plan"] != identity(self.plan):
-            raise PruneError(f"the checkpoint is of plan {values['plan']}, this is {identity(self.plan)}")
+        if values["plan"] != self._wanted:
+            raise PruneError(f"the checkpoint is of plan {values['plan']}, this is {self._wanted}")
         if values["settings"] != self._settings:
             raise PruneError("the checkpoint was made with other settings of ADMM, retraining or alignment")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "admm": {}, "optimizer": {}, "finetune": {}}

@@ -13,6 +13,7 @@ epoch. Checkpoints carry the state of ADMM; where there is validation, write the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,10 +23,15 @@ from admm import AttachedAdmm, PruningPlan, Shrunk, Target, attach, hold_zeros
 
 
 class AdmmPruning(Callback):
-    """Prunes `net` by `plan` while a Trainer trains it; `options` are those of `admm.attach`."""
+    """Prunes `net` by `plan` while a Trainer trains it; `options` are those of `admm.attach`.
 
-    def __init__(self, net: nn.Module, plan: PruningPlan | Target, **options: Any) -> None:
-        self.net, self.plan, self.options = net, plan, options
+    `batches`, a data loader of (inputs, targets), settles the BatchNorm statistics of the small network.
+    """
+
+    def __init__(
+        self, net: nn.Module, plan: PruningPlan | Target, *, batches: Iterable[Any] | None = None, **options: Any
+    ) -> None:
+        self.net, self.plan, self.batches, self.options = net, plan, batches, options
         self.admm: AttachedAdmm | None = None
         self.small: Shrunk | None = None
         self._restored: dict[str, Any] | None = None
@@ -44,7 +50,7 @@ class AdmmPruning(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.admm is not None
         if self.admm.done:
-            self.small = self.admm.finish()
+            self.small = self.admm.finish(self.batches)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.admm is None else dict(zip(("tensors", "values"), self.admm.state(), strict=True))

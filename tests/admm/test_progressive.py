@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 from admm.checkpoint import read_state, save_state
 from admm.compute import Compute
+from admm.cost import LayerSize
+from admm.errors import PruneError
 from admm.finetune import Finetune
 from admm.groups import find_groups
 from admm.pipeline import PruneRun
@@ -161,6 +164,24 @@ def test_purified_widths_stay_multiples_of_the_block() -> None:
     kept = {align: int(purify(model, groups, masks, align).slots[name].sum()) for align in (1, 4)}
     assert kept == {1: 10, 4: 12}
     assert name not in purify(model, groups, masks, 16).slots
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A cost table of a user's own: so much a weight."""
+
+    price: float
+
+    def cost(self, layer: str, size: LayerSize) -> float:
+        return self.price * size.weights
+
+
+def test_a_checkpoint_of_another_cost_table_of_the_same_name_is_refused(dense: nn.Module) -> None:
+    runs = [_run(dense, Target(cost=Priced(price), at_most=300.0)) for price in (1.0, 1.0, 2.0)]
+    state = runs[0].state()
+    runs[1].load_state(*state)
+    with pytest.raises(PruneError, match=r"the checkpoint is of plan at_most=300 by Priced of 1256,.* this is at_most=300 by Priced of 2512,"):
+        runs[2].load_state(*state)
 
 
 def test_nearly_dead_filters_go_where_that_is_asked(dense: nn.Module) -> None:

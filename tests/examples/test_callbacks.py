@@ -37,18 +37,24 @@ def net() -> nn.Module:
     return trained(TinyResNet, DATA).train()  # Lightning leaves modes as they are
 
 
-def own_loop(net: nn.Module, **options: Any) -> tuple[admm.AttachedAdmm, Shrunk]:
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*DATA), batch_size=32)
+
+
+def own_loop(
+    net: nn.Module, batches: DataLoader[Any] | None = None, **options: Any
+) -> tuple[admm.AttachedAdmm, Shrunk]:
     """What the callbacks must come to, in plain torch: three epochs in order, batches of 32."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     pruning = attach(net, optimizer, PLAN, settings=SETTINGS, **options)
     net.train()
     for _ in range(pruning.epochs):
-        for x, y in DataLoader(TensorDataset(*DATA), batch_size=32):
+        for x, y in loader():
             optimizer.zero_grad()
             F.cross_entropy(net(x), y).backward()
             optimizer.step()
         pruning.end_epoch()
-    return pruning, pruning.finish()
+    return pruning, pruning.finish(batches)
 
 
 def same(one: nn.Module, other: nn.Module) -> None:
@@ -131,10 +137,10 @@ class TestLightning:
 
     def test_it_is_the_own_loop_bit_for_bit(self, library: Any, callback: Any, net: nn.Module, tmp_path: Path) -> None:
         twin = copy.deepcopy(net)
-        pruning = callback.AdmmPruning(net, PLAN, example_input=DATA[0][:1], settings=SETTINGS)
+        pruning = callback.AdmmPruning(net, PLAN, batches=loader(), example_input=DATA[0][:1], settings=SETTINGS)
         trainer = self.fit(library, net, tmp_path, pruning)
         assert trainer.current_epoch == 3  # ended by the callback
-        expected, small = own_loop(twin, example_input=DATA[0][:1])
+        expected, small = own_loop(twin, loader(), example_input=DATA[0][:1])
         same(pruning.small.model, small.model)
         records = pruning.admm.trace.records
         assert [r.primal for r in records] == [r.primal for r in expected.trace.records]
