@@ -1,4 +1,7 @@
-"""The callbacks for Lightning and Hugging Face's Trainer: driven for real where those libraries are installed."""
+"""The callbacks for Lightning and Hugging Face's Trainer: driven for real where those libraries are installed.
+
+Last with lightning 2.6.6, transformers 5.23.0 and accelerate 1.15.0.
+"""
 
 from __future__ import annotations
 
