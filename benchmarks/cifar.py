@@ -6,9 +6,10 @@ train the dense network by the task's recipe, prune, retrain, and read the test 
 schedules are untuned. Residual networks project their shortcuts by 1x1 convolutions where the shape changes, not by the
 padding of He et al., whose filters could not be grouped: so the dense accuracy stands beside every figure.
 
-Full schedules are for a GPU, which is taken where there is one (data resident on it). Without one, give `--quick` or a
-short schedule of your own: `--dense-epochs`, `--iterations` and `--finetune-epochs` together, which the figures then
-state. Needs torch, torch-pruning, safetensors and NumPy only: neither Ray nor ONNX.
+Full schedules are for a GPU, which is taken where there is one (data resident on it). Without one, give a short
+schedule of your own, `--dense-epochs`, `--iterations` and `--finetune-epochs` together, which the figures then state;
+or see that a row runs at all: `--quick` for ResNet-20, `--tiny --rows NAME` for any of them. Needs torch,
+torch-pruning, safetensors and NumPy only: neither Ray nor ONNX.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class Dense:
             made = task(str(self._data), network=network, limit=self._schedule.limit)
             if self._schedule.dense_epochs is not None and made.dense is not None:
                 made = replace(made, dense=replace(made.dense, epochs=self._schedule.dense_epochs))
+            if self._schedule.batch_size is not None:
+                made = replace(made, batch_size=self._schedule.batch_size)
             self._tasks[network] = resident(made, self._device)
         prepared = prepare(self._tasks[network], seed)
         model = build_model(prepared).to(self._device)
@@ -190,10 +193,13 @@ def run_row(row: Row, seed: int, dense: Dense, schedule: Schedule, verbose: bool
 def main() -> int:
     """Run the rows asked for, print a table beside the published figures, and the claim as the last line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="all of them; with --quick ResNet-20's")
-    parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2; with --quick 0")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="all of them; with --quick or --tiny ResNet-20's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2; with --quick or --tiny 0")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of cifar-10-batches-py")
     parser.add_argument("--quick", action="store_true", help="a few images and epochs: shows that it runs, on any CPU")
+    parser.add_argument(
+        "--tiny", action="store_true", help="fewer still: any row in a minute or two, figures mean nothing"
+    )
     parser.add_argument("--record", action="store_true", help="add the figures to results/cifar.json")
     parser.add_argument("--verbose", action="store_true", help="a line for each epoch")
     parser.add_argument("--cache", type=Path, help="keep the dense networks in this folder, and use those there")
@@ -203,6 +209,7 @@ def main() -> int:
     short.add_argument("--iterations", type=int, help="of ADMM, an epoch each")
     short.add_argument("--finetune-epochs", type=int)
     options = parser.parse_args()
+    options.quick |= options.tiny
     if options.record and options.quick:
         parser.error("--record keeps figures of the full benchmark only")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -245,6 +252,7 @@ def report(
     print(f"\n{'row':<16} {'weights':>8} {'MACs':>7} {'kernels':>8}  {'test %':<20} {'dense test %':<20} published")
     details: dict[str, Any] = {
         "quick": options.quick,
+        "tiny": options.tiny,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",

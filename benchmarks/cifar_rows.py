@@ -12,6 +12,8 @@ from admm.target import Target
 
 #: `--quick`: images and epochs of the smoke test, which shows that a row runs, not what it reaches.
 QUICK_IMAGES, QUICK_ROWS = 500, ("resnet-20-2x",)
+#: `--tiny`: the same for the large networks, in less: one epoch of each part and small batches.
+TINY_IMAGES, TINY_BATCH = 100, 32
 ADMM = AdmmSettings(iterations=60, lr=0.02, weight_decay=5e-4, progressive=0.6)
 RETRAIN = FinetuneSettings(epochs=140, lr=0.05, weight_decay=5e-4, schedule="one-cycle", distillation_weight=0.5)
 
@@ -95,6 +97,8 @@ class Schedule:
     finetune: FinetuneSettings
     limit: int | None = None
     """Images of the smoke test."""
+    batch_size: int | None = None
+    """None: the task's."""
     short: bool = False
     """Whether it is one for a CPU: dense networks are then not what they could be, and ADMM trains them further."""
 
@@ -108,7 +112,18 @@ def schedule_of(options: argparse.Namespace, device: torch.device) -> Schedule |
     }
     missing = [name for name, value in given.items() if value is None]
     if options.quick and len(missing) < len(given):
-        return "--quick has a schedule of its own: leave --dense-epochs, --iterations and --finetune-epochs out"
+        name = "--tiny" if options.tiny else "--quick"
+        return f"{name} has a schedule of its own: leave --dense-epochs, --iterations and --finetune-epochs out"
+    if options.tiny:
+        tiny = replace(ADMM, iterations=1), replace(RETRAIN, epochs=1)
+        return Schedule(
+            dense_epochs=1,
+            admm=tiny[0],
+            finetune=tiny[1],
+            limit=TINY_IMAGES,
+            batch_size=TINY_BATCH,
+            short=True,
+        )
     if options.quick:
         tiny = replace(ADMM, iterations=2), replace(RETRAIN, epochs=1)
         return Schedule(dense_epochs=2, admm=tiny[0], finetune=tiny[1], limit=QUICK_IMAGES, short=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,33 @@ from typing import Any
 from evaluators.host import allowed_cores, cpu_isa, cpu_model
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def commit(root: Path) -> str | None:
+    """The commit checked out in the repository at `root`, with "+changes" where its files differ from it.
+
+    None outside git, in a copy that only lies inside some repository, and without git. Figures filed since the commit
+    are no change of the code, so `benchmarks/results` is left out; a file that git does not know may be one.
+    """
+    # Variables of a hook that runs this would name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ("git", "--no-optional-locks", "-C", str(root), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
+        known = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return known + ("+changes" if changed else "")
+
+
+#: Read when a benchmark starts: hours later the files may be those of another commit, which did not run.
+COMMIT = commit(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +60,11 @@ class Claim:
         return json.dumps(asdict(self))
 
     def record(self, name: str, *, packages: tuple[str, ...]) -> Path:
-        """Add the claim, dated, with processor and versions, to `results/<name>.json`; earlier figures stay."""
+        """Add the claim with date, commit, processor and versions to `results/<name>.json`; earlier figures stay."""
         path = RESULTS / f"{name}.json"
         entries = json.loads(path.read_text()) if path.exists() else []
-        entries.append({"date": str(datetime.date.today()), **environment(packages), **asdict(self)})
+        made = {"date": str(datetime.date.today()), "commit": COMMIT, **environment(packages)}
+        entries.append({**made, **asdict(self)})
         path.write_text(json.dumps(entries, indent=1) + "\n")
         return path
 

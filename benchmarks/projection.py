@@ -3,9 +3,9 @@
 Both sides go from a weight to its projection: energies of the units, the threshold, the masked weight. The references
 are written for speed (`einsum`, one multiplication, no needless copy), and only the threshold differs between them.
 They run in alternating blocks of one run on one thread; thread CPU time decides. Sorting is the work where single
-weights are selected: those rows have the bar. Of filters, channels and columns there are a few thousand, and reading
-the weight and writing the result takes the time, whatever finds the threshold: those rows have to agree, and their
-gains are told.
+weights are selected, and those rows keep the bar. Of filters, channels and columns there are a few thousand, and
+reading the weight and writing the result takes the time, whatever finds the threshold: those rows miss the bar, which
+is for all rows, so that the claim as a whole does not hold.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import math
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -39,7 +39,7 @@ Cut = Callable[[Array, int], np.floating[Any]]
 
 SEED = 0
 SPARSITY = 0.9
-#: Gains over np.sort's and np.partition's threshold, where single weights are selected.
+#: Gains over np.sort's and np.partition's threshold, of every row.
 BAR_SORT, BAR_PARTITION = 5.0, 1.0
 
 
@@ -126,6 +126,7 @@ def measure(layer: Layer, structure: str, settings: TimingSettings) -> dict[str,
             f"gain_over_{name}_quartiles": [round(float(q), 3) for q in np.quantile(gains, (0.25, 0.75))],
         }
     row["energy_error"] = energy_error(weight, structure)
+    row["holds"] = held(row)
     return row
 
 
@@ -143,15 +144,30 @@ def peak_mebibytes() -> float:
 
 
 def held(row: dict[str, Any]) -> bool:
-    """Whether a row agrees and keeps its bars."""
-    fast = row["gain_over_sort"] >= BAR_SORT and row["gain_over_partition"] > BAR_PARTITION
-    return bool(row["agrees"] and (fast or row["structure"] != "unstructured"))
+    """Whether a row agrees and keeps both bars."""
+    return bool(row["agrees"] and row["gain_over_sort"] >= BAR_SORT and row["gain_over_partition"] > BAR_PARTITION)
+
+
+def gains(rows: Iterable[dict[str, Any]], *, single: bool) -> str:
+    """Smallest and largest gain over np.sort, of single weights or of all that is larger, in words."""
+    found = [row["gain_over_sort"] for row in rows if (row["structure"] == "unstructured") is single]
+    return f"{min(found):.2g}-{max(found):.2g}x"
 
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
     """The table; times are CPU milliseconds of one thread."""
     table = Table(title=f"a projection at sparsity {SPARSITY}, weight to weight (thread CPU time, one thread)")
-    for heading in ("layer", "structure", "units", "project ms", "sort ms", "partition ms", "x sort", "x partition"):
+    for heading in (
+        "layer",
+        "structure",
+        "units",
+        "project ms",
+        "sort ms",
+        "partition ms",
+        "x sort",
+        "x partition",
+        "bar",
+    ):
         table.add_column(heading, justify="left" if heading in ("layer", "structure") else "right")
     for row in rows.values():
         table.add_row(
@@ -163,6 +179,7 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['partition_ms']:.2f}",
             f"{row['gain_over_sort']:.2f}",
             f"{row['gain_over_partition']:.2f}" + ("" if row["agrees"] else "  DIFFERS"),
+            "kept" if row["holds"] else "missed",
         )
     Console(width=130).print(table)
 
@@ -186,21 +203,23 @@ def main() -> None:
     with pinned_to_one_core():
         rows = {f"{k}_{s}": measure(layer, s, settings) for k, layer in chosen.items() for s in STRUCTURES}
     show(rows)
-    single = [row for row in rows.values() if row["structure"] == "unstructured"]
+    single = [row["gain_over_sort"] for row in rows.values() if row["structure"] == "unstructured"]
     peak = peak_mebibytes()
     Console().print(f"peak memory {peak:.0f} MiB; weights of {max(math.prod(v.shape) for v in chosen.values()):,}")
     claim = Claim(
-        claim="projections agree with NumPy exactly; of single weights they take at most a fifth of the time with "
-        "np.sort's threshold and less than with np.partition's",
-        figure=min(row["gain_over_sort"] for row in single),
-        unit="x NumPy with np.sort (thread CPU time), the smaller of the layers' single weights",
+        claim="projections agree with NumPy exactly, are at least 5x as fast as with np.sort's threshold and faster "
+        f"than with np.partition's: {sum(row['holds'] for row in rows.values())} of {len(rows)} rows are. Over np.sort "
+        f"single weights reach {gains(rows.values(), single=True)}; filters, channels and columns reach "
+        f"{gains(rows.values(), single=False)}, since reading the weight is the work there",
+        figure=min(row["gain_over_sort"] for row in rows.values()),
+        unit="x NumPy with np.sort (thread CPU time), the smallest of all rows",
         bar=BAR_SORT,
-        holds=all(held(row) for row in rows.values()),
+        holds=all(row["holds"] for row in rows.values()),
         details={
             "quick": options.quick,
             "tiny": options.tiny,
             "sparsity": SPARSITY,
-            "smallest_gain_over_sort_of_all": min(row["gain_over_sort"] for row in rows.values()),
+            "smallest_gain_over_sort_of_single_weights": min(single),
             "smallest_gain_over_partition_of_all": min(row["gain_over_partition"] for row in rows.values()),
             "peak_mebibytes": round(peak, 1),
             **rows,

@@ -245,10 +245,22 @@ def _milliseconds(work: Callable[[], object], clock: Clock) -> float:
 def show(rows: dict[str, dict[str, Any]]) -> None:
     """The table; times are CPU milliseconds of one thread."""
     table = Table(title="an ADMM step / a plain training step (thread CPU time, one thread)")
-    for heading in ("network", "batch", "plain ms", "after_step ms", "end_iteration ms", "ratio", "interval", "MiB"):
+    headings = (
+        "network",
+        "batch",
+        "plain ms",
+        "after_step ms",
+        "end_iteration ms",
+        "ratio",
+        "interval",
+        "MiB",
+        "peak MiB",
+    )
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=heading == "network")
     for row in rows.values():
         memory = row["memory_bytes"]
+        peak = memory["peak_beyond_plain"]
         table.add_row(
             row["network"],
             str(row["batch"]),
@@ -258,8 +270,13 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['ratio']:.4f}",
             f"{row['low']:.4f} - {row['high']:.4f}",
             f"{(memory['t'] + memory['u'] + memory['masks']) / 2**20:.1f}",
+            "not read" if peak is None else f"{peak / 2**20:+.1f}",
         )
-    Console(width=130).print(table)
+    console = Console(width=140)
+    console.print(table)
+    console.print(
+        "MiB: what ADMM keeps. Peak MiB: peak memory of training beyond that without ADMM; full runs on Linux."
+    )
 
 
 def main() -> None:

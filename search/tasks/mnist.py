@@ -24,7 +24,7 @@ BLACK = -MEAN[0] / STD[0]
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"lenet-300-100": LeNet300, "lenet-5": LeNet5}
 RECIPES = {
     "lenet-300-100": DenseRecipe(epochs=20, lr=0.1, min_accuracy=0.984),
-    "lenet-5": DenseRecipe(epochs=20, lr=0.05, min_accuracy=0.99),
+    "lenet-5": DenseRecipe(epochs=20, lr=0.05, min_accuracy=0.992),
 }
 """What they reach with shifts of a pixel is in `benchmarks/results/mnist.json`: dense accuracy, for each seed."""
 

@@ -180,7 +180,8 @@ def test_a_checkpoint_of_another_cost_table_of_the_same_name_is_refused(dense: n
     runs = [_run(dense, Target(cost=Priced(price), at_most=300.0)) for price in (1.0, 1.0, 2.0)]
     state = runs[0].state()
     runs[1].load_state(*state)
-    with pytest.raises(PruneError, match=r"the checkpoint is of plan at_most=300 by Priced of 1256,.* this is at_most=300 by Priced of 2512,"):
+    said = "the checkpoint is of plan at_most=300 by Priced of 1256,.* this is at_most=300 by Priced of 2512,"
+    with pytest.raises(PruneError, match=said):
         runs[2].load_state(*state)
 
 

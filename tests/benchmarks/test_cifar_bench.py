@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -82,13 +83,42 @@ def test_smoke_test_needs_neither_ray_nor_onnx(pictures: Path) -> None:
     assert str(pictures) not in done.stdout
 
 
+@pytest.mark.slow  # about a minute of CPU time each, most of it the first allocation
+@pytest.mark.parametrize(("name", "compression_x"), [("resnet-18-60x", 60.0), ("vgg-16-bn-54x", 54.0)])
+def test_the_large_networks_lose_filters_and_columns(pictures: Path, name: str, compression_x: float) -> None:
+    done = run("--tiny", "--rows", name, "--data", str(pictures), "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["holds"], result["figure"], result["bar"]) == (False, 0.0, 1.0)
+    details = result["details"]
+    assert (details["quick"], details["tiny"], details["short_schedule"], details["dense_epochs"]) == (
+        True,
+        True,
+        True,
+        1,
+    )
+    row = details[name]
+    assert row["target"]["structures"] == ["filter", "shape"]
+    (outcome,) = row["seeds"]
+    assert outcome["compression_x"] >= compression_x
+    # columns that went are zeros in the kernels that are left, whole columns and nothing less
+    assert outcome["macs_ideal_x"] > outcome["macs_kernels_x"] > 1.0
+    for *shape, kept in outcome["kept"].values():
+        assert kept % shape[0] == 0
+        assert 0 < kept <= math.prod(shape)
+    # one of ADMM, one of retraining, and twice BatchNorm's statistics: forward only, a third of an epoch each
+    assert outcome["epochs"] == pytest.approx(8 / 3)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ((), "no CUDA device at hand"),
         (("--iterations", "3"), "--dense-epochs and --finetune-epochs not given"),
         (("--quick", "--iterations", "3"), "--quick has a schedule of its own"),
+        (("--tiny", "--iterations", "3"), "--tiny has a schedule of its own"),
         (("--quick", "--record"), "full benchmark only"),
+        (("--tiny", "--record"), "full benchmark only"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(options: tuple[str, ...], said: str) -> None:
@@ -132,7 +162,7 @@ def test_bars_are_losses_or_accuracies(rows: Any, name: str, accuracy: float, de
 
 def test_a_gpu_takes_the_full_schedule(rows: Any) -> None:
     class Options:
-        quick = False
+        quick = tiny = False
         dense_epochs = iterations = finetune_epochs = None
 
     schedule = rows.schedule_of(Options, torch.device("cuda"))

@@ -31,11 +31,15 @@ def test_last_line_is_the_claim_and_memory_is_accounted_for(tmp_path: Path) -> N
     details = result["details"]
     assert details["data"].startswith("noise of MNIST's shape")
     assert str(tmp_path) not in done.stdout
-    bare, ours, chosen = details["sides"].values()
+    bare, ours, found, structured, chosen = details["sides"].values()
     assert (details["steps"], bare["ratio"], result["figure"]) == (20, 1.0, ours["ratio"])
     assert result["holds"] is (ours["ratio"] <= result["bar"] == 1.10)
-    assert min(ours["end_ms"], chosen["step_ms"]) > 0.0
-    for row in (ours, chosen):
+    assert list(details["sides"])[2:4] == [
+        "the same, compression_x=71.2 by unstructured",
+        "the same, mac_fraction=0.25 by filter + shape",
+    ]
+    assert min(ours["end_ms"], found["end_ms"], structured["end_ms"], chosen["step_ms"]) > 0.0
+    for row in (ours, found, structured, chosen):
         assert row["epoch_s"] == pytest.approx(row["ratio"] * bare["epoch_s"], abs=2e-3)
     memory = details["memory_bytes"]
     weights = memory["weights"]

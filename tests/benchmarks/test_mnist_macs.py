@@ -103,6 +103,32 @@ def test_the_smallest_fraction_that_holds_on_validation_is_kept(bench: Any, monk
     assert [len(trials) for trials in tried.values()] == [1, 3, 3]
 
 
+def test_the_verdict_names_the_fractions_it_is_of(bench: Any) -> None:
+    few = (1 / 40, 1 / 20, 1 / 8)
+    assert bench.verdict(few[:2], 1 / 20, few, 0.001, quick=False) == (
+        "1/20 is the largest reduction that holds on validation, of these fractions: 1/40, 1/20, 1/8."
+    )
+    assert bench.verdict(few, None, few, 0.001, quick=False) == (
+        "None of the fractions 1/40, 1/20, 1/8 holds: each loses more than 0.1 points on validation."
+    )
+    assert "decides nothing" in bench.verdict(few[2:], 1 / 8, few, 1.0, quick=True)
+
+
+def test_where_no_fraction_holds_it_is_said_and_the_figure_is_one(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = {fraction: [trial(bench, 0, 0.01, 1 / fraction)] for fraction in (1 / 40, 1 / 8)}
+    options = argparse.Namespace(
+        seeds=[0], fractions=[1 / 8, 1 / 40], quick=False, record=False, batch=1, validation_only=True
+    )
+    bench.report(Console(width=110), tried, None, [], {"allowed_loss": 0.001}, options)
+    printed = capsys.readouterr().out
+    assert "\nNone of the fractions 1/40, 1/8 holds: each loses more than 0.1 points on validation.\n" in printed
+    result = json.loads(printed.splitlines()[-1])
+    assert (result["figure"], result["bar"], result["holds"]) == (1.0, 8.0, False)
+    assert "of these fractions of its MACs (1/40, 1/8)" in result["claim"]
+
+
 def test_losses_are_judged_by_their_mean_over_all_seeds(bench: Any) -> None:
     lost = [trial(bench, 0, 0.0019), trial(bench, 1, -0.0002)]
     assert bench.holds_loss(lost, 2, 0.001)

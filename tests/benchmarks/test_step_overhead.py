@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -52,6 +53,21 @@ def test_last_line_is_the_claim() -> None:
     # 430,500 weights constrained: T and U in float32, masks of a byte a weight
     assert details["lenet5_unstructured"]["memory_bytes"]["t"] == 4 * 430_500
     assert details["lenet5_unstructured"]["memory_bytes"]["masks"] >= 430_500
+
+
+@pytest.mark.parametrize(("peak", "shown"), [(90 * 2**20, "+90.0"), (-(2**19), "-0.5"), (None, "not read")])
+def test_the_table_has_the_peak_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], peak: int | None, shown: str
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    bench = importlib.import_module("step_overhead")
+    times = dict.fromkeys(("plain_step_ms", "after_step_ms", "end_iteration_ms", "ratio", "low", "high"), 1.0)
+    memory = {"t": 2**20, "u": 2**20, "masks": 2**19, "peak_beyond_plain": peak}
+    bench.show({"row": {"network": "some", "batch": 4, "memory_bytes": memory, **times}})
+    printed = capsys.readouterr().out
+    assert "peak MiB" in printed
+    (line,) = (line for line in printed.splitlines() if "some" in line)
+    assert [cell.strip() for cell in line.split("│")[-3:-1]] == ["2.5", shown]
 
 
 def test_reduced_figures_are_not_recorded() -> None:
