@@ -225,7 +225,7 @@ def main() -> None:
         rows[name] = {
             "step_ms": round(sum(parts[:-1]) / steps, 3),
             "end_ms": round(parts[-1], 3),
-            "epoch_s": round(totals[name] / share / 1e3, 3),
+            "epoch_s": round(totals[name] / share / 1e3, 6),
             "ratio": round(totals[name] / totals["bare loop"], 4),
             "segments_median": round(median(paired), 4),
             "segments_quartiles": [round(float(q), 4) for q in np.quantile(paired, (0.25, 0.75))],
