@@ -10,9 +10,11 @@ they are cheapest and a layer is starved to its last filter; what passes through
 layers, and the sum of the logarithms is that product. (For sorted single weights it would give the scores of LAMP, Lee
 et al., ICLR 2021, which did no better there than the energy.)
 
-Where each layer's size hangs on one decision (single weights; columns) the costs are additive over decisions: a
-multiple-choice knapsack, solved exactly up to its grid of counts, which is refined around the solution until nothing is
-left out. Where decisions meet (filters of one layer are input channels of the next) costs and shares multiply: both are
+Where single weights go and each costs the same, the answer is one threshold over the network. Where each layer's size
+hangs on one decision (single weights; columns) the costs are additive over decisions: a multiple-choice knapsack,
+solved exactly for a grid of costs and counts. A table in blocks is looked at where its blocks end; elsewhere the grid
+of counts is refined around the solution, which may miss the best where value and cost are far from smooth. Where
+decisions meet (filters of one layer are input channels of the next) costs and shares multiply: both are
 linearised around the present counts, solved, and charged for what they really come to; the step is shortened until no
 round keeps more.
 """
@@ -27,12 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from admm.cost import layer_sizes
+from admm.cost import WeightCost, layer_sizes
 from admm.counts import CountSolver
 from admm.errors import DivergedError
 from admm.groupmap import GroupMap
+from admm.largest import largest_counts
 from admm.plan import PruningPlan
+from admm.projector import ROUNDS as TURNS
 from admm.projector import Masks, Projector
+from admm.squares import Squares, energy
 from admm.target import Bound, Target
 from admm.unit_sets import Chosen, Ranking, UnitSets
 
@@ -67,7 +72,20 @@ class Allocation:
     @property
     def log_shares(self) -> float:
         """What is maximised where whole structures go: the sum of the logarithms of the weights' shares."""
-        return sum(math.log(max(s, TINY)) for name, s in self.shares.items() if name.endswith(".weight"))
+        return _log_shares(self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What counts come to, in the search: as an `Allocation`, without masks."""
+
+    counts: tuple[int, ...]
+    cost: float
+    shares: Mapping[str, float]
+    log_shares: float
+
+
+Charge = Callable[[Sequence[int]], Trial]
 
 
 class Allocator:
@@ -108,17 +126,20 @@ class Allocator:
         which the search then stays where decisions meet. Raises `DivergedError` for values that are not finite.
         """
         bound, rho = self._checked(values, rho, bound)
+        squares = self.units.squares(values)
         try:
             if self.units.meet:
-                if start is not None and start.cost <= bound:
-                    return self._climbed(start.counts, values, rho, bound, ROUNDS, NEAR)
-                return self._by_rounds(values, rho, bound)
-            rankings = self._rankings(values, rho)
-            if self._target.structures != ("unstructured",):
-                sizes = {n: float(values[n].detach().double().square().sum()) for n in self.variables}
-                rankings = self._rankings(values, {n: 1.0 / max(size, TINY) for n, size in sizes.items()})
+                near = start.counts if start is not None and start.cost <= bound else None
+                return self._searched(near, values, squares, rho, bound)
+            if self._target.structures == ("unstructured",) and type(self.bound.table) is WeightCost:
+                counts = self._above_threshold(values, rho, bound)
+                return self._charged(counts, values, rho, bound, squares)
+            if self._target.structures == ("unstructured",):
+                rankings = self._rankings(squares, rho)
+            else:
+                rankings = self._rankings(squares, {n: 1.0 / max(squares.whole(n), TINY) for n in self.variables})
                 rankings = [_logarithmic(ranking, len(ranking.prefix) - 1) for ranking in rankings]
-            return self._charged(self._solver.refined(rankings, bound), values, rho, bound)
+            return self._charged(self._solver.refined(rankings, bound), values, rho, bound, squares)
         finally:
             self._solver.forget()
 
@@ -136,7 +157,7 @@ class Allocator:
     ) -> Allocation:
         """The plan of one global threshold: on |w| / rms of its layer (units: on energy / mean energy of their set)."""
         bound, rho = self._checked(values, rho, None)
-        rankings = self._rankings(values, rho)
+        rankings = self._rankings(self.units.squares(values), rho)
         return self._within(lambda b: self._solver.by_threshold(rankings, b, normalise=normalise), values, rho, bound)
 
     def _checked(
@@ -155,8 +176,18 @@ class Allocator:
         if self._solver.charge(least) > bound:
             raise self.bound.unreachable(least, bound)
 
-    def _rankings(self, values: Mapping[str, Tensor], rho: Mapping[str, float]) -> list[Ranking]:
-        return [self.units.rank(i, values, rho, Chosen()) for i in range(len(self.units.sets))]
+    def _above_threshold(self, values: Mapping[str, Tensor], rho: Mapping[str, float], bound: float) -> list[int]:
+        """Counts of single weights that cost the same everywhere: exactly the largest rho w^2 of the network."""
+        names = [f"{units.name}.weight" for units in self.units.sets]
+        return largest_counts(
+            [values[name] for name in names],
+            [rho[name] for name in names],
+            self.units.least,
+            math.floor(bound - self._solver.apart()),
+        )
+
+    def _rankings(self, squares: Squares, rho: Mapping[str, float]) -> list[Ranking]:
+        return [self.units.rank(i, squares, rho, Chosen()) for i in range(len(self.units.sets))]
 
     def _within(
         self,
@@ -176,19 +207,24 @@ class Allocator:
         return found
 
     def _charged(
-        self, counts: Sequence[int], values: Mapping[str, Tensor], rho: Mapping[str, float], bound: float
+        self,
+        counts: Sequence[int],
+        values: Mapping[str, Tensor],
+        rho: Mapping[str, float],
+        bound: float,
+        squares: Squares | None = None,
     ) -> Allocation:
         """Project by the plan of these counts; cost and energy are of what the projection really keeps."""
+        squares = squares or self.units.squares(values)
         plan = self.units.plan(counts)
         projector = Projector(self._model, self._groups, plan, align=self._align)
         masks = projector.project(values, rho)
-        energy, shares = 0.0, {}
+        total, shares = 0.0, {}
         for name in self.variables:
-            square = values[name].detach().double().square()
-            whole = float(square.sum())
-            kept = float((square * masks.parameters[name]).sum()) if name in masks.parameters else whole
-            energy += rho[name] * kept
-            if square.ndim > 1:
+            whole = squares.whole(name)
+            kept = energy(values[name], masks.parameters[name]) if name in masks.parameters else whole
+            total += rho[name] * kept
+            if values[name].ndim > 1:
                 shares[name] = kept / whole if whole > 0.0 else 1.0
         cost = self._solver.charge(layer_sizes(self._model, self._groups, masks))
         return Allocation(
@@ -198,61 +234,116 @@ class Allocator:
             masks=masks,
             cost=cost,
             bound=bound,
-            energy=energy,
+            energy=total,
             shares=shares,
         )
 
-    def _by_rounds(self, values: Mapping[str, Tensor], rho: Mapping[str, float], bound: float) -> Allocation:
-        """Counts where decisions meet: the best that is reached from the uniform plans of few and many structures."""
+    def _foretold(self, counts: Sequence[int], squares: Squares, rho: Mapping[str, float]) -> Trial:
+        """What `_charged` would say, without masks: the projector's turns, on sums over rows and columns alone."""
+        chosen = Chosen()
+        for _ in range(TURNS):
+            before = chosen.copy()
+            for number, (units, count) in enumerate(zip(self.units.sets, counts, strict=True)):
+                if count < units.units:
+                    self.units.flag(number, count, self.units.rank(number, squares, rho, chosen), chosen)
+            if chosen.same(before):
+                break
+        cost, shares = self._solver.charge(self.units.sizes_of(chosen)), {}
+        for layer in self.units.shapes:
+            name = f"{layer}.weight"
+            if name in self.variables:
+                whole = squares.whole(name)
+                shares[name] = self.units.energy_kept(name, squares, chosen) / whole if whole > 0.0 else 1.0
+        return Trial(tuple(counts), cost, shares, _log_shares(shares))
+
+    def _searched(
+        self,
+        near: Sequence[int] | None,
+        values: Mapping[str, Tensor],
+        squares: Squares,
+        rho: Mapping[str, float],
+        bound: float,
+    ) -> Allocation:
+        """Counts where decisions meet: the best that is reached from those `near`, else from uniform plans.
+
+        The search goes by sums over rows and columns where they foretell what a projection keeps, and by projections
+        where single weights, or channels and columns of one layer, go as well. What is found is always projected.
+        """
+
+        def charged(counts: Sequence[int]) -> Trial:
+            found = self._charged(counts, values, rho, bound, squares)
+            return Trial(found.counts, found.cost, found.shares, found.log_shares)
+
+        def foretold(counts: Sequence[int]) -> Trial:
+            return self._foretold(counts, squares, rho)
+
+        structures = set(self._target.structures)
+        plain = "unstructured" not in structures and not {"channel", "shape"} <= structures
+        for charge in (foretold, charged) if plain else (charged,):
+            if near is not None:
+                best = self._climbed(near, charge, squares, rho, bound, ROUNDS, NEAR)
+            else:
+                best = self._by_rounds(charge, squares, rho, bound)
+            found = self._charged(best.counts, values, rho, bound, squares)
+            if found.cost <= bound:  # units that hold the same to the last digit may be ranked otherwise
+                return found
+        return self.uniform(values, rho, bound)
+
+    def _by_rounds(self, charge: Charge, squares: Squares, rho: Mapping[str, float], bound: float) -> Trial:
+        """The best that is reached from the uniform plans of few and many structures."""
         present = tuple(dict.fromkeys(units.structure for units in self.units.sets))
         parts = dict.fromkeys([present, *((structure,) for structure in present)])
         starts = [self._solver.uniform(bound, part) for part in parts]
         starts = [counts for counts in starts if self._solver.total(counts) <= bound]
-        found = [self._climbed(counts, values, rho, bound, SCOUTING) for counts in starts]
-        best = max(found, key=lambda allocation: (allocation.cost <= bound, allocation.log_shares))
-        best = self._climbed(best.counts, values, rho, bound, ROUNDS)
-        return best if best.cost <= bound else self.uniform(values, rho, bound)
+        found = [self._climbed(counts, charge, squares, rho, bound, SCOUTING) for counts in starts]
+        best = max(found, key=lambda trial: (trial.cost <= bound, trial.log_shares))
+        return self._climbed(best.counts, charge, squares, rho, bound, ROUNDS)
 
     def _climbed(
         self,
         counts: Sequence[int],
-        values: Mapping[str, Tensor],
+        charge: Charge,
+        squares: Squares,
         rho: Mapping[str, float],
         bound: float,
         rounds: int,
         reach: float = WIDEST,
-    ) -> Allocation:
+    ) -> Trial:
         """Linearise, solve, charge; a round that keeps no more energy is taken back and the step shortened."""
         self.units.reset()
-        best = self._charged(counts, values, rho, bound)
+        best = charge(counts)
         chosen = Chosen()
         for number, count in enumerate(counts):
-            self.units.keep(number, count, self.units.rank(number, values, rho, chosen), chosen)
-        rankings = self._valued(best, values, chosen)
+            self.units.keep(number, count, self.units.rank(number, squares, rho, chosen), chosen)
+        rankings = self._valued(best, squares, chosen)
         limit = bound
         for _ in range(rounds):
             trial = self._solver.linear_step(best.counts, rankings, limit, reach)
-            found = self._charged(trial, values, rho, bound)
+            found = charge(trial)
             if found.cost > bound:  # who shares a slot differs from what the ranking foresaw
                 limit = max(limit * bound / found.cost, self._solver.total(self.units.least))
             if found.cost <= bound and (found.log_shares > best.log_shares + GAIN or best.cost > bound):
                 best = found
                 for number, count in enumerate(best.counts):
                     self.units.keep(number, count, rankings[number], chosen)
-                rankings = self._valued(best, values, chosen)
+                rankings = self._valued(best, squares, chosen)
                 continue
             reach = 1.0 + (reach - 1.0) / 3.0
             if reach < NARROWEST:
                 break
         return best
 
-    def _valued(self, best: Allocation, values: Mapping[str, Tensor], chosen: Chosen) -> list[Ranking]:
+    def _valued(self, best: Trial, squares: Squares, chosen: Chosen) -> list[Ranking]:
         """Rankings whose prefix tells how `log_shares` changes with one count, the others as they are."""
         relative = dict.fromkeys(self.variables, 0.0)
         for name, share in best.shares.items():
-            relative[name] = 1.0 / max(share * float(values[name].detach().double().square().sum()), TINY)
-        rankings = [self.units.rank(i, values, relative, chosen) for i in range(len(best.counts))]
+            relative[name] = 1.0 / max(share * squares.whole(name), TINY)
+        rankings = [self.units.rank(i, squares, relative, chosen) for i in range(len(best.counts))]
         return [_logarithmic(r, count) for r, count in zip(rankings, best.counts, strict=True)]
+
+
+def _log_shares(shares: Mapping[str, float]) -> float:
+    return sum(math.log(max(s, TINY)) for name, s in shares.items() if name.endswith(".weight"))
 
 
 def _logarithmic(ranking: Ranking, count: int) -> Ranking:

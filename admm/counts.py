@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from admm.cost import CostTable, LayerSize, Ledger
+from admm.cost import CostTable, LayerSize, Ledger, MacCost, WeightCost
 from admm.knapsack import Choices, Knapsack
 from admm.unit_sets import Ranking, UnitSets
 
@@ -19,6 +19,8 @@ from admm.unit_sets import Ranking, UnitSets
 CHOICES, BINS = 192, 4096
 #: Passes at most in which the grid of counts is refined: 192 choices, then 192 between the neighbours of the best, ...
 PASSES = 10
+#: Tables by which every weight more costs more.
+BY_THE_WEIGHT = (WeightCost, MacCost)
 
 
 class CountSolver:
@@ -26,7 +28,7 @@ class CountSolver:
 
     def __init__(self, units: UnitSets, table: CostTable) -> None:
         self.units = units
-        self._ledger = Ledger(table)
+        self._table, self._ledger = table, Ledger(table)
 
     def total(self, counts: Sequence[int]) -> float:
         """What the network costs at these counts, as far as counts tell."""
@@ -92,21 +94,76 @@ class CountSolver:
         sets = self.units.sets
         counts = self.units.least
         ranges = [(1, units.units) for units in sets]
-        bound -= self._apart()
+        stairs = [self._stairs(number, counts) for number in range(len(sets))]
+        bound -= self.apart()
         for _ in range(PASSES if sets else 0):
-            grids = [u.grid(*r, CHOICES, k) for u, r, k in zip(sets, ranges, counts, strict=True)]
+            grids = [
+                self._on_edges(number, u.grid(*r, CHOICES, k), counts) if edges is None else edges
+                for number, (u, r, k, edges) in enumerate(zip(sets, ranges, counts, stairs, strict=True))
+            ]
             choices = self._choices(grids, counts, rankings)
             # the least may be what is asked for, and sums of the same costs differ in the last digit
             budget = max(bound, math.fsum(float(c.costs.min()) for c in choices))
             chosen = Knapsack(choices, budget, BINS).pick(budget)
             counts = [int(grid[i]) for grid, i in zip(grids, chosen, strict=True)]
-            zoomed = [u.zoom(grid, i) for u, grid, i in zip(sets, grids, chosen, strict=True)]
+            zoomed = [
+                u.zoom(grid, i) if edges is None else r
+                for u, grid, i, r, edges in zip(sets, grids, chosen, ranges, stairs, strict=True)
+            ]
             if zoomed == ranges:
                 break
             ranges = zoomed
         return counts
 
-    def _apart(self) -> float:
+    def _stairs(self, number: int, counts: Sequence[int]) -> NDArray[np.int64] | None:
+        """The last count of each cost, ascending, where a set has at most `CHOICES` costs; else None.
+
+        A table in blocks (latency at aligned widths) has few: with all of them there is no grid to miss one.
+        """
+        if type(self._table) in BY_THE_WEIGHT:
+            return None
+        units, edges, count = self.units.sets[number], [], 0
+        while count < units.units:
+            first = units.admissible(count + 1)
+            count = int(self._last_of_cost(number, np.array([first]), counts)[0])
+            edges.append(count)
+            if len(edges) > CHOICES:
+                return None
+        return np.array(edges, dtype=np.int64)
+
+    def _on_edges(self, number: int, grid: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
+        """`grid` with each count moved to the largest that costs the same: a budget buys all of a block or none."""
+        if type(self._table) in BY_THE_WEIGHT:
+            return grid
+        return np.unique(self._last_of_cost(number, grid, counts))
+
+    def _last_of_cost(self, number: int, grid: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
+        """For each count of `grid` the largest admissible one of the same cost: by doubling, then bisection."""
+        units = self.units.sets[number]
+        cost = self._costs_along(number, grid, counts)
+
+        def at(steps: NDArray[np.int64]) -> NDArray[np.int64]:
+            moved: NDArray[np.int64] = np.minimum((-(-grid // units.align) + steps) * units.align, units.units)
+            return moved
+
+        def same(steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+            within: NDArray[np.bool_] = self._costs_along(number, at(steps), counts) <= cost
+            return within
+
+        low, high = np.zeros_like(grid), np.ones_like(grid)
+        open_ended = same(high) & (at(high) < units.units)
+        while open_ended.any():
+            low, high = np.where(open_ended, high, low), np.where(open_ended, 2 * high, high)
+            open_ended &= same(high) & (at(high) < units.units)
+        # the end of the units may be reached at the same cost: then `high` itself is the answer
+        low = np.where(same(high), high, low)
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            fits = same(middle)
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+        return np.where(low > 0, at(low), grid)
+
+    def apart(self) -> float:
         """What the layers cost that no decision touches."""
         touched = {layer for units in self.units.sets for layer in units.layers}
         sizes = self.units.sizes(self.units.least)
@@ -116,15 +173,24 @@ class CountSolver:
         self, grids: Sequence[NDArray[np.int64]], counts: Sequence[int], rankings: Sequence[Ranking]
     ) -> list[Choices]:
         """Each decision's alternatives, all others as in `counts`: cost of the layers touched, and energy kept."""
-        found: list[Choices] = []
-        for number, (units, grid, ranking) in enumerate(zip(self.units.sets, grids, rankings, strict=True)):
-            trial = list(counts)
-            costs = []
-            for count in grid:
-                trial[number] = int(count)
-                costs.append(sum(self._ledger.cost(layer, self.units.size(layer, trial)) for layer in units.layers))
-            found.append(Choices.of(costs, ranking.prefix[grid]))
-        return found
+        return [
+            Choices.of(self._costs_along(number, grid, counts), ranking.prefix[grid])
+            for number, (grid, ranking) in enumerate(zip(grids, rankings, strict=True))
+        ]
+
+    def _costs_along(self, number: int, grid: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.float64]:
+        """What the layers that set `number` touches cost at each of its counts in `grid`: [counts]."""
+        total = np.zeros(len(grid))
+        for layer in self.units.sets[number].layers:
+            filters, columns, weights = self.units.sizes_along(layer, number, grid, counts)
+            if type(self._table) is WeightCost:
+                total += weights
+            elif type(self._table) is MacCost and layer in self._table.positions:
+                total += weights * self._table.positions[layer]
+            else:
+                sizes = zip(filters.tolist(), columns.tolist(), weights.tolist(), strict=True)
+                total += [self._ledger.cost(layer, LayerSize(f, c, w)) for f, c, w in sizes]
+        return total
 
     def linear_step(self, counts: Sequence[int], rankings: Sequence[Ranking], bound: float, reach: float) -> list[int]:
         """The best counts within `reach` of the present ones by costs and energies linearised there.

@@ -40,9 +40,10 @@ class Choices:
 class Knapsack:
     """The table of best values for every budget up to `budget` at once; `pick` reads a choice off it.
 
-    Costs are counted from each unit's cheapest choice in steps of the spare budget / `bins`, rounded up: one step is 1
-    where all are whole numbers and the spare budget is at most `bins`, and the result is exact there. Time is units x
-    choices x bins, memory units x bins. Raises `PlanError` naming the least possible cost where nothing fits.
+    Costs are counted from each unit's cheapest choice in steps of the spare budget / `bins`, rounded up. Where all are
+    whole numbers and at most `bins` of their common divisor are spare, one step is that divisor, and the result is
+    exact. Time is units x choices x bins, memory units x bins. Raises `PlanError` naming the least possible cost
+    where nothing fits.
     """
 
     def __init__(self, units: Sequence[Choices], budget: float, bins: int = 4096) -> None:
@@ -52,9 +53,11 @@ class Knapsack:
         spare = self._spare(budget)
         whole = all(bool((unit.costs == np.rint(unit.costs)).all()) for unit in units)
         # the widening outweighs the rounding of sums, so that no total can end above the budget
-        self._step = 1.0 if whole and spare <= bins else spare / bins * (1.0 + 1e-9)
+        step = self._common() if whole else 0.0
+        self._step = step if step > 0.0 and spare <= bins * step else spare / bins * (1.0 + 1e-9)
         self._extent = int(spare / self._step) + 1 if self._step else 1
-        self._taken: list[NDArray[np.int32]] = []
+        self._orders: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._before: list[Floats] = []
         best = np.zeros(self._extent)
         for unit, cheapest in zip(units, self._cheapest, strict=True):
             best = self._add(unit, cheapest, best)
@@ -67,12 +70,13 @@ class Knapsack:
         spare = self._spare(budget)
         left = min(int(spare / self._step), self._extent - 1) if self._step else 0
         chosen: list[int] = []
-        for unit, cheapest, taken in zip(
-            reversed(self._units), reversed(self._cheapest), reversed(self._taken), strict=True
+        for unit, (order, steps), before in zip(
+            reversed(self._units), reversed(self._orders), reversed(self._before), strict=True
         ):
-            index = int(taken[left])
-            chosen.append(index)
-            left -= self._steps(unit.costs[index : index + 1], cheapest)[0]
+            within = int(np.searchsorted(steps, left, side="right"))
+            top = int((before[left - steps[:within]] + unit.values[order[:within]]).argmax())
+            chosen.append(int(order[top]))
+            left -= int(steps[top])
         chosen.reverse()
         return self._fill(chosen, budget) if fill else chosen
 
@@ -87,18 +91,24 @@ class Knapsack:
         with np.errstate(over="ignore"):  # a step of next to nothing: all but the cheapest are out of reach
             return np.minimum(np.ceil((costs - cheapest) / self._step), 2.0**40).astype(np.int64)
 
+    def _common(self) -> float:
+        """The greatest common divisor of what whole costs lie above the cheapest choices; 0 where none lies above."""
+        above = [unit.costs - cheapest for unit, cheapest in zip(self._units, self._cheapest, strict=True)]
+        top = max((float(costs.max()) for costs in above), default=0.0)
+        if top >= 2.0**53:  # a float64 no longer tells whole numbers apart
+            return 0.0
+        return float(np.gcd.reduce([int(np.gcd.reduce(costs.astype(np.int64))) for costs in above])) if above else 0.0
+
     def _add(self, unit: Choices, cheapest: float, best: Floats) -> Floats:
-        """One more unit: best'[b] = max over its choices of best[b - cost] + value; remembers which."""
+        """One more unit: best'[b] = max over its choices of best[b - cost] + value; which one, `pick` works out."""
         steps = self._steps(unit.costs, cheapest)
-        out = np.full(self._extent, -np.inf)
-        taken = np.zeros(self._extent, dtype=np.int32)
-        for index in _undominated(steps, unit.values, self._extent):
-            start = steps[index]
-            candidate = best[: self._extent - start] + unit.values[index]
-            better = candidate > out[start:]
-            np.copyto(out[start:], candidate, where=better)
-            np.copyto(taken[start:], index, where=better)
-        self._taken.append(taken)
+        order = np.array(_undominated(steps, unit.values, self._extent), dtype=np.int64)
+        self._orders.append((order, steps[order]))
+        self._before.append(best)
+        out, buffer = np.full(self._extent, -np.inf), np.empty(self._extent)
+        for start, value in zip(steps[order].tolist(), unit.values[order].tolist(), strict=True):
+            candidate = np.add(best[: self._extent - start], value, out=buffer[start:])
+            np.maximum(out[start:], candidate, out=out[start:])
         return out
 
     def _fill(self, chosen: list[int], budget: float) -> list[int]:

@@ -7,22 +7,23 @@ counts, and how much energy each unit holds while the others are as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from admm.connections import canonical, slot_of
+from admm.connections import slot_of
 from admm.cost import LayerSize, layer_shapes
 from admm.groupmap import Group, GroupMap
 from admm.plan import DECIMALS, PruningPlan
 from admm.projection import effective_sparsity, keep_count
 from admm.projector import least_slots, lone_ranges
 from admm.slicing import prunable_layers
-from admm.structures import unit_energy
+from admm.squares import Squares
 from admm.target import Target
 from admm.validate import weight_obstacle
 
@@ -83,6 +84,15 @@ class Chosen:
     columns: dict[str, Tensor] = field(default_factory=dict)
     floors: dict[str, Tensor] = field(default_factory=dict)
 
+    def copy(self) -> Chosen:
+        """The same flags in dictionaries of their own."""
+        return Chosen(dict(self.slots), dict(self.channels), dict(self.columns), dict(self.floors))
+
+    def same(self, other: Chosen) -> bool:
+        """Whether the flags of slots, channels and columns are those of `other`."""
+        pairs = ((self.slots, other.slots), (self.channels, other.channels), (self.columns, other.columns))
+        return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -124,6 +134,7 @@ class UnitSets:
             for layer, side in sides:
                 self._of_layer.setdefault(layer, {}).setdefault(side, []).append(number)
         self._members: dict[tuple[int, str, str], NDArray[np.int64]] = {}
+        self._placed: dict[tuple[str, int, torch.device], tuple[Tensor, Tensor | None]] = {}
         self.reset()
         self.meet = any(sum(map(len, sides.values())) > 1 for sides in self._of_layer.values())
         parameters = dict(model.named_parameters())
@@ -149,23 +160,35 @@ class UnitSets:
 
     def size(self, layer: str, counts: Sequence[int]) -> LayerSize:
         """A layer's size where `counts[i]` units of set i stay."""
+        filters, columns, weights = self._extents(layer, counts, min)
+        return LayerSize(filters=int(filters), columns=int(columns), weights=int(weights))
+
+    def sizes_along(
+        self, layer: str, number: int, grid: NDArray[np.int64], counts: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Filters, columns and weights of a layer, each [counts in grid], where set `number` takes each of `grid`."""
+        trial = [*counts[:number], grid, *counts[number + 1 :]]
+        filters, columns, weights = (np.broadcast_to(n, grid.shape) for n in self._extents(layer, trial, np.minimum))
+        return filters, columns, weights
+
+    def _extents(self, layer: str, counts: Sequence[Any], least: Callable[[Any, Any], Any]) -> tuple[Any, Any, Any]:
         shape, of = self.shapes[layer], self._of_layer.get(layer, {})
         filters, channels = shape.filters, shape.channels
         for number in of.get("out", ()):
             members = self._members[number, layer, "out"]
-            filters -= int(members[-1] - members[counts[number]])
+            filters = filters - (members[-1] - members[counts[number]])
         for number in of.get("in", ()):
             members = self._members[number, layer, "in"]
-            channels -= int(members[-1] - members[counts[number]])
+            channels = channels - (members[-1] - members[counts[number]])
         for number in of.get("channel", ()):
-            channels = min(channels, counts[number])
+            channels = least(channels, counts[number])
         columns = channels * shape.kernel
         for number in of.get("shape", ()):
-            columns = min(columns, counts[number])
+            columns = least(columns, counts[number])
         weights = filters * columns
         for number in of.get("unstructured", ()):
-            weights = min(weights, counts[number])
-        return LayerSize(filters=filters, columns=columns, weights=weights)
+            weights = least(weights, counts[number])
+        return filters, columns, weights
 
     def sizes(self, counts: Sequence[int]) -> dict[str, LayerSize]:
         """Every prunable layer's size."""
@@ -183,46 +206,63 @@ class UnitSets:
             layers.setdefault(units.name, {})[units.structure] = sparsity
         return PruningPlan(layers)
 
-    def rank(self, number: int, values: Mapping[str, Tensor], rho: Mapping[str, float], kept: Chosen) -> Ranking:
+    def squares(self, values: Mapping[str, Tensor]) -> Squares:
+        """What `rank` looks at; held where it is asked again and again."""
+        return Squares(self._modules, values, hold=self.meet)
+
+    def rank(self, number: int, squares: Squares, rho: Mapping[str, float], kept: Chosen) -> Ranking:
         """One set's units by what they hold of sum_t rho_t ||V_t||^2, all other sets as `kept` has them."""
         units = self.sets[number]
         if units.structure == "filter":
-            energy = self._slot_energy(self._groups[units.name], values, rho, kept)
+            energy = self._slot_energy(self._groups[units.name], squares, rho, kept)
             order = energy.argsort(descending=True, stable=True)
             order = _first_of_ranges(self._groups[units.name], order)
             return _ranking(energy[order], order)
-        name = f"{units.name}.weight"
-        left = self._left(units.name, values[name], kept, but=units.structure)
+        scale = rho[f"{units.name}.weight"]
         if units.structure == "unstructured":
-            squares = left.square().flatten()
-            if squares.device.type == "cpu":  # NumPy's sort is several times torch's
-                squares = torch.from_numpy(np.sort(squares.numpy())[::-1].copy())
-            else:
-                squares = squares.sort(descending=True).values
-            return _ranking(squares, None, rho[name])
-        energy = unit_energy(left, units.structure).double()
+            return _ranking(self._single(units.name, squares, kept), None, scale)
+        energy = self._energy(units.name, units.structure, squares, kept)
         order = energy.argsort(descending=True, stable=True)
-        return _ranking(energy[order], order, rho[name])
+        return _ranking(energy[order], order, scale)
 
-    def keep(self, number: int, count: int, ranking: Ranking, kept: Chosen) -> None:
-        """Write into `kept` that the best `count` of this set stay."""
+    def flag(self, number: int, count: int, ranking: Ranking, kept: Chosen) -> None:
+        """Write into `kept` that the best `count` of this set stay; what sizes follow from counts stays as it is."""
         units = self.sets[number]
         if ranking.order is None:
             kept.floors[units.name] = ranking.sorted_energy[count - 1]
             return
         flags = torch.zeros_like(ranking.order, dtype=torch.bool)
         flags[ranking.order[:count]] = True
-        if units.structure == "filter":
-            kept.slots[units.name] = flags
+        choice = {"filter": kept.slots, "channel": kept.channels, "shape": kept.columns}[units.structure]
+        choice[units.name] = flags
+
+    def keep(self, number: int, count: int, ranking: Ranking, kept: Chosen) -> None:
+        """`flag`, and from now on a layer that owns a part of the slots has those that rank best."""
+        self.flag(number, count, ranking, kept)
+        units = self.sets[number]
+        if units.structure == "filter" and ranking.order is not None:
             for (layer, side), slot in self._sides[units.name].items():
-                inside = slot[slot >= 0].to(flags.device)
+                inside = slot[slot >= 0].to(ranking.order.device)
                 weight = torch.bincount(inside, minlength=units.units)[ranking.order]
                 members = torch.cat((weight.new_zeros(1), weight.cumsum(0))).cpu().numpy()
                 self._members[number, layer, side] = members
-        elif units.structure == "channel":
-            kept.channels[units.name] = flags
-        else:
-            kept.columns[units.name] = flags
+
+    def sizes_of(self, kept: Chosen) -> dict[str, LayerSize]:
+        """Every prunable layer's size where the units flagged stay; single weights are not looked at."""
+        found: dict[str, LayerSize] = {}
+        for layer, shape in self.shapes.items():
+            rows, columns = self._side_flags(layer, "out", kept), self._column_flags(layer, kept, but="")
+            filters = shape.filters if rows is None else int(rows.sum())
+            width = shape.size.columns if columns is None else int(columns.sum())
+            found[layer] = LayerSize(filters=filters, columns=width, weights=filters * width)
+        return found
+
+    def energy_kept(self, name: str, squares: Squares, kept: Chosen) -> float:
+        """||Z||^2 of a prunable layer's weight where the units flagged stay; single weights are not looked at."""
+        layer = name.removesuffix(".weight")
+        rows = self._side_flags(layer, "out", kept)
+        held = squares.rows(layer, self._column_flags(layer, kept, but=""))
+        return float((held if rows is None else held[rows]).sum())
 
     def _slots_of(self, group: Group, target: Target, align: int) -> UnitSet:
         layers = tuple(dict.fromkeys(layer for layer, _ in self._sides[group.name]))
@@ -248,46 +288,74 @@ class UnitSets:
                 sides[key] = torch.maximum(sides[key], slot) if key in sides else slot
         return sides
 
-    def _slot_energy(
-        self, group: Group, values: Mapping[str, Tensor], rho: Mapping[str, float], kept: Chosen
-    ) -> Tensor:
-        device = next(iter(values.values())).device
-        energy = torch.zeros(group.slots, dtype=torch.float64, device=device)
-        for member in group.members:
-            slot = slot_of(member, device)
-            inside = slot >= 0
+    def _slot_energy(self, group: Group, squares: Squares, rho: Mapping[str, float], kept: Chosen) -> Tensor:
+        energy = torch.zeros(group.slots, dtype=torch.float64, device=squares.device)
+        for number, member in enumerate(group.members):
             for suffix in ("weight", "bias") if member.role != "in" else ("weight",):
                 name = f"{member.module}.{suffix}"
                 if name not in self.variables:
                     continue
-                value = values[name]
                 if suffix == "weight" and member.module in self._modules:
-                    side = "in" if member.role == "in" else "out"
-                    left = self._left(member.module, value, kept, but=side)
-                    part = unit_energy(left, "channel" if side == "in" else "filter").double()
+                    part = self._energy(member.module, "in" if member.role == "in" else "out", squares, kept)
                 else:
-                    part = value.detach().double().square()
-                energy.index_add_(0, slot[inside], rho[name] * part[inside])
+                    part = squares.vector(name)
+                slot, index = self._slots_on(group, number, energy.device)
+                energy.index_add_(0, slot, rho[name] * (part if index is None else part[index]))
         return energy
 
-    def _left(self, layer: str, value: Tensor, kept: Chosen, *, but: str) -> Tensor:
-        """V = [filters, channels, *kernel] without what all choices but one kind (`out`, `in`, a structure) gave up."""
-        value = canonical(self._modules[layer], value.detach())
-        value = value.to(torch.promote_types(value.dtype, torch.float32))
-        of = self._of_layer.get(layer, {})
+    def _slots_on(self, group: Group, number: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The slots that a member has, and which of its channels they are (None: all, in order)."""
+        key = (group.name, number, device)
+        if key not in self._placed:
+            slot = slot_of(group.members[number], device)
+            inside = (slot >= 0).nonzero().flatten()
+            self._placed[key] = (slot, None) if len(inside) == len(slot) else (slot[inside], inside)
+        return self._placed[key]
+
+    def _energy(self, layer: str, kind: str, squares: Squares, kept: Chosen) -> Tensor:
+        """What each unit of one kind (`out`, `in`, `channel`, `shape`) holds of what all other kinds left: float64."""
         floor = kept.floors.get(layer)
-        if floor is not None and but != "unstructured":
-            value = torch.where(value.square() >= floor, value, 0.0)
-        for side, axis in (("out", 0), ("in", 1)):
-            for number in of.get(side, ()) if side != but else ():
-                flags = self._member_flags(number, layer, side, kept)
-                if flags is not None:
-                    value = value * flags.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
-        if but != "channel" and layer in kept.channels:
-            value = value * kept.channels[layer].reshape(1, -1, *(1,) * (value.ndim - 2))
-        if but != "shape" and layer in kept.columns:
-            value = value * kept.columns[layer].reshape(1, *value.shape[1:])
-        return value
+        if kind == "out":
+            return squares.rows(layer, self._column_flags(layer, kept, but=""), floor)
+        held = squares.columns(layer, self._side_flags(layer, "out", kept), floor)
+        columns = self._column_flags(layer, kept, but=kind)
+        if columns is not None:
+            held = held * columns
+        return held if kind == "shape" else held.reshape(self.shapes[layer].channels, -1).sum(1)
+
+    def _single(self, layer: str, squares: Squares, kept: Chosen) -> Tensor:
+        """Squares that the other structures left of a layer, descending."""
+        left = squares.matrix(layer)
+        rows, columns = self._side_flags(layer, "out", kept), self._column_flags(layer, kept, but="")
+        if rows is not None:
+            left = left * rows[:, None]
+        if columns is not None:
+            left = left * columns
+        flat = left.flatten()
+        if flat.device.type == "cpu":  # NumPy's sort is several times torch's
+            return torch.from_numpy(np.sort(flat.numpy())[::-1].copy())
+        return flat.sort(descending=True).values
+
+    def _column_flags(self, layer: str, kept: Chosen, *, but: str) -> Tensor | None:
+        """Columns [channels x kernel] that all kinds but one (`in`, `channel`, `shape`) keep; None where all stay."""
+        channels = self._side_flags(layer, "in", kept) if but != "in" else None
+        own = kept.channels.get(layer) if but != "channel" else None
+        if own is not None:
+            channels = own if channels is None else channels & own
+        columns = kept.columns.get(layer) if but != "shape" else None
+        if channels is None:
+            return columns
+        spread = channels.repeat_interleave(self.shapes[layer].kernel)
+        return spread if columns is None else spread & columns
+
+    def _side_flags(self, layer: str, side: str, kept: Chosen) -> Tensor | None:
+        """Filters (`out`) or channels (`in`) that their slots keep; None where no slot has gone."""
+        found = None
+        for number in self._of_layer.get(layer, {}).get(side, ()):
+            flags = self._member_flags(number, layer, side, kept)
+            if flags is not None:
+                found = flags if found is None else found & flags
+        return found
 
     def _member_flags(self, number: int, layer: str, side: str, kept: Chosen) -> Tensor | None:
         name = self.sets[number].name

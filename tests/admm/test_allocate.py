@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,6 +71,66 @@ def test_additive_costs_against_all_subsets(seed: int, share: float) -> None:
             best = max(best, gain_a + gain_b)
     assert found.cost <= bound
     assert found.energy == pytest.approx(best)
+
+
+class Blocks:
+    """A cost in blocks of weights, as latency at aligned widths is: all of a block or nothing of it is paid for."""
+
+    def __init__(self, price: float) -> None:
+        self.price = price
+        self.width = {"0": 256, "2": 160, "3": 64}
+
+    def cost(self, layer: str, size: LayerSize) -> float:
+        width = self.width[layer]
+        return self.price * width * math.ceil(size.weights / width)
+
+
+@pytest.mark.parametrize("widths", [(64, 60, 30, 20), (400, 300, 100, 10)])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.55, 0.8])
+@pytest.mark.parametrize("price", [1.0, 37.0, 0.25])
+def test_blocks_of_weights_against_all_blocks(widths: tuple[int, ...], share: float, price: float) -> None:
+    """Counts between the last ones of two blocks cost a block and keep less: none of the edges may be missed."""
+    model, groups = _of_blocks(widths)
+    table, values = Blocks(price), parameters_of(model)
+    shapes = {name: values[f"{name}.weight"].numel() for name in table.width}
+    bound = share * sum(table.cost(n, LayerSize(1, 1, w)) for n, w in shapes.items())
+    found = Allocator(model, groups, Target(cost=table, at_most=bound)).allocate(values)
+    cost, best = np.zeros(()), np.zeros(())  # of all combinations: [blocks, blocks, blocks]
+    for name, units in shapes.items():
+        held = values[f"{name}.weight"].flatten().double().square().sort(descending=True).values.cumsum(0).numpy()
+        counts = np.minimum(np.arange(1, math.ceil(units / table.width[name]) + 1) * table.width[name], units)
+        cost = np.add.outer(cost, [table.cost(name, LayerSize(1, 1, int(count))) for count in counts])
+        best = np.add.outer(best, held[counts - 1])
+    assert found.cost <= found.bound
+    assert found.energy == pytest.approx(float(best[cost <= bound].max()), rel=1e-6)
+
+
+@lru_cache
+def _of_blocks(widths: tuple[int, ...]) -> tuple[nn.Module, GroupMap]:
+    a, b, c, d = widths
+    model = seeded(lambda: nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.Linear(c, d)))
+    return model, find_groups(model, torch.randn(1, a))
+
+
+@pytest.mark.parametrize("align", [1, 4])
+def test_many_blocks_are_met_by_a_grid(align: int) -> None:
+    """More costs than the grid has counts: each count looked at is the last one of its cost."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(900, 4, bias=False)))
+    groups = find_groups(model, torch.randn(1, 900))
+
+    class Threes:
+        def cost(self, layer: str, size: LayerSize) -> float:
+            return float(-(-size.columns // 3)) + 0.5
+
+    allocator = Allocator(model, groups, Target(cost=Threes(), at_most=141, structures=("channel",)), align=align)
+    solver, counts = allocator._solver, allocator.units.least
+    (units,) = allocator.units.sets
+    grid = units.grid(1, 900, 50, counts[0])
+    moved = solver._last_of_cost(0, grid, counts)
+    admissible = {units.admissible(c) for c in range(1, 901)}
+    for count, last in zip(grid.tolist(), moved.tolist(), strict=True):
+        assert last == max(c for c in admissible if -(-c // 3) <= -(-count // 3))
+    assert allocator.allocate(parameters_of(model)).counts == (420,)
 
 
 def _three_layers() -> nn.Module:
