@@ -39,7 +39,7 @@ def constraint(
 
 
 def identity(wanted: PruningPlan | Target, projector: Projector | BudgetProjector) -> str:
-    """What tells one plan or target from another in a checkpoint.
+    """What tells one plan or target from another in a checkpoint; `projector` is the one made for it.
 
     A cost table of the user's own goes by its name and by what it says of the dense network.
     """

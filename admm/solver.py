@@ -34,8 +34,9 @@ PULL_FIRST, PULL_LAST, PULL_ITERATIONS = 1.0, 6.0, 6
 #: Residual balancing (Boyd et al. 2011, section 3.4.1): factor, trigger and the widest correction. A wider one lets a
 #: long run raise rho until W stands still short of its optimum.
 BALANCE, TRIGGER, WIDEST = 1.5, 5.0, 4.0
-#: The most that rho falls in one iteration. Where gradients vanish, a rho that fell with them would blow up U = y/rho.
-LEAST_FALL = 0.85
+#: What is left of rho, at least, from one iteration to the next. Where gradients vanish, a rho that fell with them
+#: would blow up U = y/rho.
+LEAST_LEFT = 0.85
 #: Steps an iteration whose gradients are looked at. In the first iteration they come before Z: which filters are worth
 #: keeping shows in the gradients' scale, and a first choice made without it is never quite undone.
 OBSERVED_STEPS = 8
@@ -243,7 +244,7 @@ class Admm:
         floor = 0.0 if steps is None else pull / (lr * max(steps, 1))
         for name, value in self._scale.items():
             wanted = self._balance[name] * max(multiplier * value, floor)
-            self._rho[name] = min(max(wanted, LEAST_FALL * self._rho[name]), 1.0 / lr)
+            self._rho[name] = min(max(wanted, LEAST_LEFT * self._rho[name]), 1.0 / lr)
 
     def _rescale_u(self, before: Mapping[str, float]) -> None:
         """Keep the unscaled dual y = rho U where rho changed (Boyd et al. 2011, section 3.4.1)."""
