@@ -197,18 +197,23 @@ def main() -> int:
     chosen.add_argument("--fractions", nargs="+", type=float, help=f"in place of {named(FRACTIONS)}")
     chosen.add_argument("--iterations", type=int)
     chosen.add_argument("--finetune-epochs", type=int)
+    chosen.add_argument("--distillation", type=float, help="weight of the dense network's answers, 0 to 1")
     parser.add_argument("--cache", type=Path, help="keep the dense networks in this folder, and use those there")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    changed = options.fractions or options.iterations or options.finetune_epochs
-    if changed and not options.validation_only:
-        parser.error("--fractions, --iterations and --finetune-epochs are for choosing: add --validation-only")
+    changed = [options.fractions, options.iterations, options.finetune_epochs, options.distillation]
+    if any(option is not None for option in changed) and not options.validation_only:
+        parser.error(
+            "--fractions, --iterations, --finetune-epochs and --distillation are for choosing: add --validation-only"
+        )
     if options.record and (options.quick or options.validation_only):
         parser.error("--record keeps figures of the full benchmark only")
     torch.set_num_threads(options.threads)
     console = Console(width=110)
     admm = replace(ADMM, iterations=options.iterations or ADMM.iterations)
     finetune = replace(RETRAIN, epochs=RETRAIN.epochs if options.finetune_epochs is None else options.finetune_epochs)
+    if options.distillation is not None:
+        finetune = replace(finetune, distillation_weight=options.distillation)
     if options.quick:
         admm, finetune = replace(admm, iterations=QUICK_EPOCHS), replace(finetune, epochs=QUICK_EPOCHS)
     allowed = ALLOWED if not options.quick else 1.0
