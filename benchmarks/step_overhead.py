@@ -27,12 +27,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from admm.constraint import constraint
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
 from admm.plan import PruningPlan
-from admm.projector import Projector
 from admm.settings import AdmmSettings
 from admm.solver import Admm
+from admm.target import Target
 from admm.training import make_optimizer
 from evaluators.clock import Clock, host_clock
 from evaluators.host import pinned_to_one_core
@@ -83,7 +84,7 @@ class Case:
     shape: tuple[int, ...]
     batch: int
     train_size: int
-    plan: Callable[[nn.Module, GroupMap], PruningPlan]
+    plan: Callable[[nn.Module, GroupMap], PruningPlan | Target]
     bar: float
 
     @property
@@ -130,7 +131,8 @@ class Side:
         self._batches: Iterator[tuple[Tensor, Tensor]] = itertools.cycle(zip(inputs, targets, strict=True))
         self.admm: Admm | None = None
         if groups is not None:
-            projector = Projector(self.model, groups, case.plan(self.model, groups))
+            wanted, example = case.plan(self.model, groups), torch.zeros(1, *case.shape)
+            projector = constraint(self.model, groups, wanted, example_input=example)
             # Iterations enough that none is the last, which has less to do.
             self.admm = Admm(self.model, projector, AdmmSettings(iterations=1000))
 
