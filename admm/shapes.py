@@ -1,22 +1,34 @@
-"""The shapes a plan leads to, known before any training: filters and channels chosen by magnitude."""
+"""The network a plan leads to, known before any training: what goes is chosen by magnitude."""
 
 from __future__ import annotations
+
+import copy
 
 from torch import nn
 
 from admm.groupmap import GroupMap
-from admm.kept import Kept, kept_from_slots
-from admm.kept_masks import add_selected
 from admm.plan import PruningPlan
-from admm.projector import Projector
+from admm.projector import Masks, Projector
+from admm.shrink import shrink
 
 
-def kept_by_magnitude(model: nn.Module, groups: GroupMap, plan: PruningPlan, *, align: int = 1) -> Kept:
-    """What `compact` needs for the plan's widths, from the present weights: latency depends on widths alone."""
-    projector = Projector(model, groups, plan, align=align)
+def shaped_by_magnitude(model: nn.Module, groups: GroupMap, plan: PruningPlan, *, align: int = 1) -> nn.Module:
+    """The small network of the plan, its columns and single weights zeroed too: what the hard prune would give now.
+
+    For latency, not for accuracy: `model` is left alone, and nothing is trained.
+    """
+    copied = copy.deepcopy(model)
+    projector = Projector(copied, groups, plan, align=align)
+    masks = masks_by_magnitude(copied, projector)
+    if masks is None:
+        return copied
+    return shrink(copied, groups, masks, plan=plan, effective=projector.effective(), align=align).model
+
+
+def masks_by_magnitude(model: nn.Module, projector: Projector) -> Masks | None:
+    """The projection of the present weights, tensors compared by their share of their own energy; None: nothing goes."""
     values = {n: p.detach() for n, p in model.named_parameters() if n in projector.variables}
     if not values:
-        return {}
+        return None
     equal = {n: 1.0 / max(float(v.square().sum()), 1e-12) for n, v in values.items()}
-    masks = projector.project(values, equal)
-    return add_selected(kept_from_slots(groups, {n: s.tolist() for n, s in masks.slots.items()}), masks)
+    return projector.project(values, equal)

@@ -1,8 +1,9 @@
-"""The `onnxruntime-cpu` rig."""
+"""The `onnxruntime-cpu` rig, and what it shares with the rigs of other providers."""
 
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from evaluators.clock import host_clock
+from evaluators.clock import WallClock, host_clock
 from evaluators.errors import RigError, RigUnavailable, one_line
 from evaluators.host import allowed_cores, cpu_isa, cpu_model, pinned_to_one_core
 from evaluators.measurement import DeviceStamp, Measurement
@@ -20,7 +21,61 @@ from evaluators.ort_session import PROVIDER, checked_inputs, open_session, rando
 from evaluators.timing import TimingSettings, time_pair
 
 
-class OrtCpuRig:
+class OrtRig(ABC):
+    """What the rigs of ONNX Runtime share: two sessions, bound inputs, one paired timing.
+
+    A subclass says how a model is opened, where its inputs live, and what the stamp holds.
+    """
+
+    name: str
+    threads: int
+    settings: TimingSettings
+    #: Where inputs and outputs are bound: ONNX Runtime's own word for the memory.
+    memory = "cpu"
+    _clock: WallClock
+
+    @abstractmethod
+    def stamp(self, batch: int) -> DeviceStamp:
+        """Where, with what and on which clock a measurement with this batch is taken."""
+
+    @abstractmethod
+    def _open(self, model: bytes | Path, batch: int) -> Any:
+        """The session that is measured; raises `RigError` for one that would run elsewhere."""
+
+    @property
+    def _pinned(self) -> bool:
+        """Whether the calling thread does the work, so that it is worth keeping on one core."""
+        return False
+
+    def measure(
+        self,
+        candidate: bytes | Path,
+        reference: bytes | Path,
+        inputs: Mapping[str, np.ndarray] | None = None,
+        *,
+        batch: int = 1,
+    ) -> Measurement:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise RigError(f"batch must be an integer >= 1, got {batch!r}")
+        # Two sessions even for the same model, so that an A/A control pays for its own weights in the caches.
+        sessions = [self._open(model, batch) for model in (candidate, reference)]
+        feeds = [
+            random_inputs(session, batch) if inputs is None else checked_inputs(session, inputs, batch)
+            for session in sessions
+        ]
+        _require_same_inputs(feeds[0], feeds[1])
+        with pinned_to_one_core() if self._pinned else nullcontext():
+            works = [_bound_call(session, feed, self.memory) for session, feed in zip(sessions, feeds, strict=True)]
+            try:
+                timing = time_pair(works[0], works[1], settings=self.settings, clock=self._clock)
+            except RigError:
+                raise
+            except Exception as error:
+                raise RigError(f"the model broke off while being timed: {one_line(error)}") from error
+        return timing.measurement(self.stamp(batch))
+
+
+class OrtCpuRig(OrtRig):
     """Latency in ONNX Runtime on this machine's processor; implements `evaluators.rig.LatencyRig`.
 
     One thread: pinned to a core and timed in thread CPU time. More: wall time, which means something only on
@@ -31,10 +86,7 @@ class OrtCpuRig:
     name = "onnxruntime-cpu"
 
     def __init__(self, *, threads: int = 1, settings: TimingSettings | None = None) -> None:
-        cores = len(allowed_cores())
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= cores:
-            raise RigUnavailable(f"threads must lie in 1..{cores}, the cores this process may use, got {threads!r}")
-        self.threads = threads
+        self.threads = require_threads(threads)
         self.settings = settings or TimingSettings()
         self._clock = host_clock(threads)
 
@@ -51,32 +103,20 @@ class OrtCpuRig:
             platform=platform.platform(),
         )
 
-    def measure(
-        self,
-        candidate: bytes | Path,
-        reference: bytes | Path,
-        inputs: Mapping[str, np.ndarray] | None = None,
-        *,
-        batch: int = 1,
-    ) -> Measurement:
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise RigError(f"batch must be an integer >= 1, got {batch!r}")
-        # Two sessions even for the same model, so that an A/A control pays for its own weights in the caches.
-        sessions = [open_session(model, threads=self.threads) for model in (candidate, reference)]
-        feeds = [
-            random_inputs(session, batch) if inputs is None else checked_inputs(session, inputs, batch)
-            for session in sessions
-        ]
-        _require_same_inputs(feeds[0], feeds[1])
-        with pinned_to_one_core() if self.threads == 1 else nullcontext():
-            works = [_bound_call(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
-            try:
-                timing = time_pair(works[0], works[1], settings=self.settings, clock=self._clock)
-            except RigError:
-                raise
-            except Exception as error:
-                raise RigError(f"the model broke off while being timed: {one_line(error)}") from error
-        return timing.measurement(self.stamp(batch))
+    def _open(self, model: bytes | Path, batch: int) -> Any:
+        return open_session(model, threads=self.threads)
+
+    @property
+    def _pinned(self) -> bool:
+        return self.threads == 1
+
+
+def require_threads(threads: int) -> int:
+    """`threads` if this process has as many cores; raises `RigUnavailable`."""
+    cores = len(allowed_cores())
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= cores:
+        raise RigUnavailable(f"threads must lie in 1..{cores}, the cores this process may use, got {threads!r}")
+    return threads
 
 
 def _require_same_inputs(candidate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:
@@ -86,14 +126,14 @@ def _require_same_inputs(candidate: Mapping[str, np.ndarray], reference: Mapping
         raise RigError(f"candidate and reference read different inputs: {shapes[0]} against {shapes[1]}")
 
 
-def _bound_call(session: Any, feed: Mapping[str, np.ndarray]) -> Callable[[], object]:
+def _bound_call(session: Any, feed: Mapping[str, np.ndarray], memory: str = "cpu") -> Callable[[], object]:
     """One inference with inputs and outputs bound to fixed memory, so that only the graph itself is timed."""
     binding = session.io_binding()
-    held = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feed.items()}
+    held = {name: ort.OrtValue.ortvalue_from_numpy(value, memory, 0) for name, value in feed.items()}
     for name, value in held.items():
         binding.bind_ortvalue_input(name, value)
     for node in session.get_outputs():
-        binding.bind_output(node.name, "cpu")
+        binding.bind_output(node.name, memory)
     try:
         session.run_with_iobinding(binding)
     except Exception as error:
@@ -102,6 +142,8 @@ def _bound_call(session: Any, feed: Mapping[str, np.ndarray]) -> Callable[[], ob
     for node, value in zip(session.get_outputs(), binding.get_outputs(), strict=True):
         binding.bind_ortvalue_output(node.name, value)
 
+    if memory != "cpu":
+        return _SynchronisedCall(session, binding, held)
     return _BoundCall(session, binding, held)
 
 
@@ -114,3 +156,12 @@ class _BoundCall:
 
     def __call__(self) -> object:
         return self.session.run_with_iobinding(self.binding)
+
+
+@dataclass(frozen=True, slots=True)
+class _SynchronisedCall(_BoundCall):
+    """Done only when the device is: a run that merely queued its kernels would look fast."""
+
+    def __call__(self) -> object:
+        self.session.run_with_iobinding(self.binding)
+        return self.binding.synchronize_outputs()

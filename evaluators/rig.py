@@ -16,8 +16,11 @@ from evaluators.measurement import DeviceStamp, Measurement
 __all__ = ["LatencyRig", "RigError", "RigUnavailable", "make_rig", "rig_names"]
 
 #: name -> module:class, imported only when asked for, so that a missing runtime hurts nobody else.
-_RIGS: dict[str, str] = {"onnxruntime-cpu": "evaluators.ort_rig:OrtCpuRig"}
-_LATER: tuple[str, ...] = ("cuda", "onnxruntime-cuda")
+_RIGS: dict[str, str] = {"onnxruntime-cpu": "evaluators.ort_rig:OrtCpuRig", "cuda": "evaluators.cuda_rig:CudaRig"}
+#: Any provider of ONNX Runtime makes a rig of this prefix; the names here are those that `rig_names` tells of.
+_PROVIDER_RIG = "evaluators.provider_rig:ProviderRig"
+_PREFIX = "onnxruntime-"
+_RIGS |= {_PREFIX + provider: _PROVIDER_RIG for provider in ("cuda", "tensorrt", "openvino", "coreml", "dml")}
 
 
 @runtime_checkable
@@ -51,21 +54,46 @@ class LatencyRig(Protocol):
 
 
 def rig_names() -> tuple[str, ...]:
-    """The rigs this version can make."""
+    """The rigs this version knows; whether this machine can run one, `make_rig` says."""
     return tuple(_RIGS)
 
 
-def make_rig(name: str, *, threads: int = 1) -> LatencyRig:
-    """The rig called `name`; `RigUnavailable` if there is none, or if this machine cannot run it."""
-    if name in _LATER:
-        raise RigUnavailable(f"rig {name!r} is not in this version, which measures onnxruntime-cpu only: ask for that")
-    if name not in _RIGS:
+def make_rig(name: str, *, threads: int = 1, precision: str | None = None) -> LatencyRig:
+    """The rig called `name`; `RigUnavailable` if there is none, or if this machine cannot run it.
+
+    `onnxruntime-<provider>` makes a rig of any provider that ONNX Runtime knows. `precision` is what a rig computes
+    float32 in (`fp32`, `tf32`) or turns a module into (`fp16`, `bf16`); `None` is the rig's own.
+    """
+    known = _RIGS.get(name) or _provider_rig(name)
+    if known is None:
         near = difflib.get_close_matches(str(name), _RIGS, n=1, cutoff=0.4)
         mend = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_RIGS)}"
         raise RigUnavailable(f"unknown rig {name!r}: {mend}")
-    module_name, _, attribute = _RIGS[name].partition(":")
+    if known == _RIGS["onnxruntime-cpu"]:
+        if precision not in (None, "fp32"):
+            raise RigUnavailable(f"rig {name!r} computes in the types of the ONNX file, not in {precision!r}: leave it")
+        return _made(name, known, threads=threads)
+    if known == _PROVIDER_RIG:
+        return _made(name, known, name, threads=threads, precision=precision)
+    return _made(name, known, threads=threads, precision=precision)
+
+
+def _provider_rig(name: object) -> str | None:
+    """The rig of a provider that is not in the table, or is written in other letters."""
+    if not isinstance(name, str) or not name.lower().startswith(_PREFIX):
+        return None
+    try:
+        from evaluators.provider_rig import provider_of
+    except ImportError:
+        return None
+    known = provider_of(name)
+    return None if known is None else _RIGS.get(name.lower(), _PROVIDER_RIG)
+
+
+def _made(name: str, where: str, *arguments: object, **options: object) -> LatencyRig:
+    module_name, _, attribute = where.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise RigUnavailable(f"rig {name!r} needs a package that is not installed: {error}") from None
-    return cast(LatencyRig, factory(threads=threads))
+    return cast(LatencyRig, factory(*arguments, **options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,15 +24,18 @@ from evaluators import (
     make_rig,
 )
 from evaluators.errors import EvaluationError
+from evaluators.lowering import LayerTimes
 from evaluators.modes import evaluating, module_output
+from search.alignment import aligned
 from search.artefact import ship
 from search.atomic import json_text, parse_json
 from search.budget import Budget
 from search.errors import UserError
 from search.job import Job
 from search.job_file import load_job
-from search.profile import Profile, fastest_reachable, profile_network, require_reachable, shapes_onnx
+from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
 from search.result import Baseline
+from search.shipped import as_shipped
 from search.store import MODEL_NAME, RunStore, write_atomic
 from search.tasks.base import PreparedTask, check_task, prepare
 from search.tasks.data import Arrays
@@ -59,9 +62,9 @@ def local_measure(job: Job, dense_onnx: bytes) -> MeasureOn:
     """Measure in this process; the rigs are opened once. Raises `RigUnavailable` for a rig this machine lacks."""
     rigs = {spec.name: (make_rig(spec.name, threads=spec.threads), spec.batch) for spec in job.rigs}
 
-    def measure(name: str, content: bytes) -> Measurement:
-        rig, batch = rigs[name]
-        return rig.measure(content, dense_onnx, batch=batch)
+    def measure(rig: str, candidate: bytes, reference: bytes | None = None) -> Measurement:
+        opened, batch = rigs[rig]
+        return opened.measure(candidate, dense_onnx if reference is None else reference, batch=batch)
 
     return measure
 
@@ -70,6 +73,8 @@ def local_measure(job: Job, dense_onnx: bytes) -> MeasureOn:
 class Prepared:
     """A job whose task loads, whose rigs are here and whose network can be searched; nothing trained or written."""
 
+    job: Job
+    """As given, with `sparsity.align: auto` replaced by the block measured."""
     task: PreparedTask
     model: nn.Module
     profile: Profile
@@ -85,25 +90,29 @@ class Prepared:
         require_compute(job)
         task, model = prepare_task(job)
         require_finite(task, model)
-        return cls(task=task, model=model, profile=profile_network(job, model, task.example_input))
+        job, note = aligned(job, model)
+        profile = profile_network(job, model, task.example_input)
+        if note is not None:
+            profile = replace(profile, notes=(note, *profile.notes))
+        return cls(job=job, task=task, model=model, profile=profile)
 
-    def check_shapes(self, job: Job) -> None:
+    def check_shapes(self) -> None:
         """Export the dense network, and measure the smallest one against it where there is a budget.
 
         A latency is one of shapes: nothing needs to be trained to know it. Raises `UserError`, `BudgetUnreachable`.
         """
-        example, align = self.task.example_input, job.sparsity.align
+        job, groups = self.job, self.profile.groups
+        example, align = self.task.example_input, job.align
         try:
-            dense = shapes_onnx(self.model, self.profile.groups, PruningPlan(), example, align)
+            dense = shapes_onnx(self.model, groups, PruningPlan(), example, align)
         except ExportError as error:
             raise UserError(f"task {self.task.task.name!r}: {error}: torch.export must follow its forward") from error
         budget = Budget.of(job)
         if budget is not None:
             measure = local_measure(job, dense)
-            fastest = fastest_reachable(
-                self.profile, self.model, example, align, lambda onnx: measure(budget.rig, onnx)
-            )
-            require_reachable(budget, fastest, job)
+            smallest = shapes_onnx(self.model, groups, fastest_plan(self.profile, job), example, align)
+            shipped = as_shipped(job, self.task, smallest, measure, LayerTimes())
+            require_reachable(budget, measure(budget.rig, shipped), job)
 
 
 def require_compute(job: Job) -> None:

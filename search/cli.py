@@ -70,6 +70,10 @@ def search(
     seed: Annotated[
         int | None, typer.Option(metavar="S", parser=whole, help="Seed of the sampler and of the training.")
     ] = None,
+    align: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=whole, help="Kept counts are multiples of N; else as in the job."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
@@ -91,6 +95,7 @@ def search(
         latency_ms=latency_ms,
         speedup=speedup,
         seed=seed,
+        align=align,
         address=address,
         console=Console(highlight=False),
     )
@@ -176,24 +181,63 @@ def prune(
 
 @app.command()
 def measure(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to measure.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx|RUN", help="A model, or a run to measure again.", show_default=False)
+    ],
     against: Annotated[
         Path | None, typer.Option(metavar="OTHER.onnx", help="The model to compare with; itself if left out.")
     ] = None,
-    rig: Annotated[str, typer.Option(metavar="RIG", help="Where to measure.")] = "onnxruntime-cpu",
-    threads: Annotated[int, typer.Option(metavar="N", parser=whole, help="Threads of the runtime.")] = 1,
-    batch: Annotated[int, typer.Option(metavar="N", parser=whole, help="Samples in one inference.")] = 1,
+    rig: Annotated[
+        str | None, typer.Option(metavar="RIG", help="Where to measure: onnxruntime-cpu, or the run's own.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole, help="Threads of the runtime: 1, or as in the run.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole, help="Samples in one inference: 1, or as in the run.")
+    ] = None,
+    all_trials: Annotated[
+        bool, typer.Option("--all-trials", metavar="", help="Of a run, all complete trials, not the front alone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the latency of an ONNX file.
+    """Measure the latency of an ONNX file, or of a run again.
 
-    Against another one, the two take turns on the same core and the speed-up is that of the pairs.
+    A file against another one: the two take turns on the same core and the speed-up is that of the pairs. A run: its
+    dense network and its front, then and now, on this machine; nothing is trained, and the figures are kept in
+    RUN/measured.
     """
-    from search.commands import measure_models
+    from search.measure_command import measure_target
 
-    measure_models(
-        model, against, rig=rig, threads=threads, batch=batch, as_json=as_json, console=Console(highlight=False)
+    measure_target(
+        target,
+        against,
+        rig=rig,
+        threads=threads,
+        batch=batch,
+        all_trials=all_trials,
+        as_json=as_json,
+        console=Console(highlight=False),
     )
+
+
+@app.command()
+def profile(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run, for its dense weights.", show_default=False),
+    ],
+    every: Annotated[bool, typer.Option("--all", metavar="", help="Every layer, however small.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where the dense network's time goes, and whether the budget can be met.
+
+    Latency by layer, the device's channel block, how well latency is predicted, and what the fastest network within
+    reach takes. Nothing is trained and nothing is written. Exit code 3: the budget is out of reach.
+    """
+    from search.profile_command import profile_job
+
+    profile_job(source, every=every, as_json=as_json, console=Console(highlight=False))
 
 
 def duration(text: str) -> float:

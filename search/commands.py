@@ -18,7 +18,6 @@ from rich.text import Text
 import search
 from search.atomic import parse_json
 from search.budget import Budget
-from search.clocks import clock_words
 from search.errors import UserError
 from search.final_scores import read_scores, scores_line
 from search.front import failures, front_rows, status_line
@@ -131,40 +130,6 @@ def export_from_run(
         ),
         soft_wrap=True,
     )
-
-
-def measure_models(
-    model: Path, against: Path | None, *, rig: str, threads: int, batch: int, as_json: bool, console: Console
-) -> None:
-    """`prunefront measure`: one model, against another or against itself (the A/A control)."""
-    from evaluators import make_rig
-
-    for path in (model, against):
-        if path is not None and not path.is_file():
-            raise UserError(f"{path}: {'a folder, not an ONNX file' if path.is_dir() else 'no such file'}")
-    measured = make_rig(rig, threads=threads).measure(model, against or model, batch=batch)
-    if as_json:
-        sys.stdout.write(json.dumps(measured.to_dict(), indent=2, allow_nan=False) + "\n")
-        return
-    stamp = measured.stamp
-    clock = clock_words(stamp.clock)
-    wall = (
-        "all repeats waited for a core"
-        if measured.wall_p50_ms is None
-        else (f"p50 {measured.wall_p50_ms:.4g}, p95 {measured.wall_p95_ms:.4g}, min {measured.wall_min_ms:.4g} ms")
-    )
-    other = f"against {against}" if against is not None else "against itself (A/A control)"
-    cores = f"{stamp.threads} thread{'' if stamp.threads == 1 else 's'}"
-    lines = [
-        f"latency  {measured.latency_ms:.4g} ms ({measured.latency_low_ms:.4g}-{measured.latency_high_ms:.4g}), "
-        f"median of {clock}",
-        f"speed-up {measured.speedup:.3f}x ({measured.speedup_low:.3f}-{measured.speedup_high:.3f}) {other}",
-        f"wall     {wall}; {measured.rejected} repeats left out",
-        f"on       {stamp.device} ({stamp.isa}), {stamp.runtime}, {stamp.provider}, {cores}, "
-        f"batch {stamp.batch}; {measured.pairs} pairs{'' if measured.converged else ', interval wider than ±3 %'}",
-    ]
-    for line in lines:
-        console.print(Text(line), soft_wrap=True)
 
 
 def environment(job: Job) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import search
-from evaluators import Measurement
+from evaluators import Measurement, Score
+from evaluators.errors import EvaluationError
 from search.atomic import json_text, sync_tree, write_atomic
 from search.budget import Budget
 from search.errors import BudgetUnreachable, UserError
 from search.final_scores import read_scores
 from search.front import front_results
 from search.result import Baseline, Status, TrialResult
-from search.store import RunStore
+from search.store import MODEL_NAME, RunStore
 
 FILES = ("model.onnx", "plan.json", "weights.safetensors", "trace.jsonl")
 CARD = "card.json"
@@ -28,11 +29,24 @@ _ENDED: dict[Status, str] = {"failed": "failed", "stopped": "was stopped early",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """A trial's file in int8, with figures of its own."""
+
+    content: bytes
+    score: Score
+    """Validation metric of the int8 file."""
+    agreement: float
+    """Share of validation samples on which it puts the same class first as the file it was made from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
     """What was exported, and how its fresh measurement came out."""
 
     trial: TrialResult
     measured: Measurement
+    int8: Quantized | None = None
+    """Where the file was quantised on the way."""
     refused: tuple[tuple[int, str], ...] = ()
     """Better trials whose fresh measurement missed the budget, with that figure."""
 
@@ -44,8 +58,11 @@ def candidates(
     budget: Budget | None = None,
     max_drop: float | None = None,
     trial: int | None = None,
+    recorded: bool = True,
 ) -> list[TrialResult]:
     """The trials that fit what is asked, best first; exactly one of the three says what is asked.
+
+    With `recorded` False a budget orders the trials and bars none: their files are still to be changed.
 
     A budget wants the most accurate trial within it (then the fastest), `max_drop` (percentage points) the fastest one
     that drops no more. Raises `BudgetUnreachable` naming the nearest miss, `UserError` for an unknown trial.
@@ -61,7 +78,7 @@ def candidates(
     if not complete:
         raise UserError("no trial of this run is complete: nothing can be exported yet")
     if budget is not None:
-        fitting = [r for r in complete.values() if budget.holds(r)]
+        fitting = [r for r in complete.values() if budget.holds(r) or not recorded]
         if not fitting:
             fastest = min(complete.values(), key=lambda r: r.dominates_key[1])
             # the cautious ends of the intervals, because those are what a budget is compared with
@@ -88,21 +105,40 @@ def export_trial(
     *,
     measure: Callable[[bytes], Measurement],
     budget: Budget | None = None,
+    quantize: Callable[[bytes], Quantized] | None = None,
+    max_drop: float | None = None,
 ) -> Exported:
     """Export the first of `chosen` that keeps the budget when measured once more, now and here.
 
-    `out` must be new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when all of them miss.
+    `quantize` turns its file into int8 first; one that fails its gate, or drops more than `max_drop` percentage points
+    then, is passed over. `out` must be new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when
+    all of them miss.
     """
     require_new(out)
     refused: list[tuple[int, str]] = []
     for trial in chosen:
-        measured = measure(store.model_path(trial.number).read_bytes())
+        content, int8 = store.model_path(trial.number).read_bytes(), None
+        if quantize is not None:
+            try:
+                int8 = quantize(content)
+            except EvaluationError as error:
+                refused.append((trial.number, str(error)))
+                continue
+            content = int8.content
+            drop = 100.0 * (store.read_baseline().accuracy - int8.score.value)
+            if max_drop is not None and drop > max_drop:
+                refused.append((trial.number, f"it drops {drop:.2f} pp in int8"))
+                continue
+        measured = measure(content)
         if budget is not None and not budget.met_by(measured):
             refused.append((trial.number, f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"))
             continue
-        _write(store, trial, measured, out)
-        return Exported(trial=trial, measured=measured, refused=tuple(refused))
+        _write(store, trial, measured, out, int8)
+        return Exported(trial=trial, measured=measured, int8=int8, refused=tuple(refused))
     number, figure = refused[0]
+    if quantize is not None:
+        asked = f"keeps the budget of {budget}" if budget is not None else "can be handed over"
+        raise BudgetUnreachable(f"no trial {asked} in int8 (trial {number}: {figure}): ask for less, or no int8")
     raise BudgetUnreachable(
         f"{len(refused)} trial{'s' if len(refused) > 1 else ''} kept the budget of {budget} in the search, none does "
         f"now (trial {number}: {figure}): is this the machine it was searched on?"
@@ -136,7 +172,7 @@ def put_in_place(staged: Path, target: Path) -> None:
     os.rename(staged, target)
 
 
-def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path) -> None:
+def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path, int8: Quantized | None) -> None:
     source = store.trial_dir(trial.number)
     target = Path(os.path.abspath(out))
     staged = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -146,14 +182,17 @@ def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path
             for name in FILES:
                 if (source / name).exists():
                     shutil.copyfile(source / name, staged / name)
-            write_atomic(staged / CARD, json_text(_card(store, trial, measured)))
+            if int8 is not None:
+                write_atomic(staged / MODEL_NAME, int8.content)
+            write_atomic(staged / CARD, json_text(_card(store, trial, measured, int8)))
             put_in_place(staged, target)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def _card(store: RunStore, trial: TrialResult, measured: Measurement) -> dict[str, Any]:
+def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quantized | None) -> dict[str, Any]:
     baseline = store.read_baseline()
+    accuracy = trial.accuracy if int8 is None else int8.score.value
     return {
         "schema": SCHEMA,
         "prunefront": search.__version__,
@@ -161,17 +200,19 @@ def _card(store: RunStore, trial: TrialResult, measured: Measurement) -> dict[st
         "trial": trial.number,
         "plan_digest": trial.plan_digest,
         "seed": trial.seed,
-        "accuracy": trial.accuracy,
-        "accuracy_stderr": trial.accuracy_stderr,
-        "accuracy_drop": trial.accuracy_drop,
+        "accuracy": accuracy,
+        "accuracy_stderr": trial.accuracy_stderr if int8 is None else int8.score.stderr,
+        "accuracy_drop": trial.accuracy_drop if int8 is None else 100.0 * (baseline.accuracy - int8.score.value),
+        "int8": None if int8 is None else {"agreement": int8.agreement, "fp32_accuracy": trial.accuracy},
         "accuracy_data": "validation",
-        "test": read_scores(store).get(str(trial.number)),
+        "test": read_scores(store).get(str(trial.number)) if int8 is None else None,
         "compression_x": trial.compression_x,
         "macs": trial.macs,
         "params": trial.params,
         "measured_in_search": trial.measurements,
         "measured_at_export": measured.to_dict(),
         "dense": {"accuracy": baseline.accuracy, "macs": baseline.macs, "params": baseline.params},
+        "lowered": trial.lowered,
         "notes": list(trial.notes),
         "reproduce": f"prunefront prune {store.root} --plan plan.json --out NEW_FOLDER",
     }

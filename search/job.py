@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic.functional_validators import BeforeValidator
@@ -71,6 +71,10 @@ class Job(Section):
     admm: AdmmSettings = AdmmSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     compute: ComputeSettings = ComputeSettings()
+    lower: bool = True
+    """Whether layers are rewritten, exactly, where that turns their zeros into time on the deciding rig."""
+    quantize: Literal["off", "int8"] = "off"
+    """`int8`: static quantisation as the last step of a trial, calibrated on training data."""
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
     storage: Annotated[str, Field(min_length=1)] = "runs"
@@ -108,6 +112,19 @@ class Job(Section):
     def deciding_rig(self) -> RigSpec:
         """The rig whose latency is searched on: the first."""
         return self.rigs[0]
+
+    @property
+    def align(self) -> int:
+        """The block that kept counts are multiples of; raises `ValueError` while it is `auto`, see `aligned`."""
+        if self.sparsity.align == "auto":
+            raise ValueError("sparsity.align is auto: the device's block was not measured yet")
+        return self.sparsity.align
+
+    def aligned(self, block: int) -> Job:
+        """This job with `auto` replaced by the block measured."""
+        if self.sparsity.align != "auto":
+            return self
+        return self.model_copy(update={"sparsity": self.sparsity.model_copy(update={"align": block})})
 
     def place(self, key: str) -> str:
         """`examples/digits.yaml:12: rigs.0.name`: where `key` stands in the job file, for an error line."""
@@ -147,6 +164,7 @@ class Job(Section):
         speedup: float | None = None,
         seed: int | None = None,
         storage: str | None = None,
+        align: int | None = None,
     ) -> Job:
         """This job with what the command line says instead; None leaves a value as it is.
 
@@ -160,6 +178,8 @@ class Job(Section):
         if latency_ms is not None or speedup is not None:
             rig = None if self.budget is None else self.budget.rig
             content["budget"] = {"latency_ms": latency_ms, "speedup": speedup, "rig": rig}
+        if align is not None:
+            content["sparsity"]["align"] = align
         if storage is not None:
             content["storage"] = str(storage)
         try:

@@ -29,8 +29,8 @@ class SparsityRange(Section):
     min: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    align: Annotated[int, Field(ge=1)] = 16
-    """Kept counts of filters and channels are multiples of this; 1 turns it off."""
+    align: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Kept counts of filters and channels are multiples of this: `auto` measures the device's block; 1 turns it off."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SparsityRange:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from admm.compact import compact
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
 from admm.plan import PruningPlan
-from admm.shapes import kept_by_magnitude
+from admm.shapes import shaped_by_magnitude
 from evaluators import Measurement, export_onnx
 from search.budget import Budget
 from search.errors import BudgetUnreachable
 from search.job import Job
+from search.shipped import lowers
 from search.space import BLOCKED, Space, build_space
-
-#: (ONNX bytes) -> measurement against the dense model, on the deciding rig.
-Measure = Callable[[bytes], Measurement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,31 +66,29 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
         least=job.sparsity.min,
         most=job.sparsity.max,
         step=job.sparsity.step,
-        align=job.sparsity.align,
+        align=job.align,
     )
     return Profile(groups=groups, layers=layers, space=space, notes=tuple(notes))
 
 
 def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: torch.Tensor, align: int) -> bytes:
-    """The ONNX file of the shapes a plan leads to, weights chosen by magnitude: for latency, not for accuracy."""
-    small = compact(model, kept_by_magnitude(model, groups, plan, align=align))
+    """The ONNX file of the network a plan leads to, weights chosen by magnitude: for latency, not for accuracy."""
+    small = shaped_by_magnitude(model, groups, plan, align=align)
     with TemporaryDirectory() as folder:
         return export_onnx(small, example, Path(folder) / "shapes.onnx").read_bytes()
 
 
-def fastest_reachable(
-    profile: Profile, model: nn.Module, example: torch.Tensor, align: int, measure: Measure
-) -> Measurement:
-    """Measure the smallest network the space can reach, without any training."""
-    return measure(shapes_onnx(model, profile.groups, profile.space.extreme(), example, align))
+def fastest_plan(profile: Profile, job: Job) -> PruningPlan:
+    """The plan that should be fastest of the space: the most of all structures that save time on the deciding rig."""
+    return profile.space.extreme((*BLOCKED, "shape") if lowers(job) else BLOCKED)
 
 
 def require_reachable(budget: Budget, fastest: Measurement, job: Job) -> None:
     """Raises `BudgetUnreachable` when even the smallest shapes miss the budget; it tells their cautious figures."""
     if budget.met_by(fastest):
         return
-    if any(structure in BLOCKED for structure in job.structures):
-        mend = f"raise sparsity.max ({job.sparsity.max:g}), lower sparsity.align ({job.sparsity.align}), or add layers"
+    if any(structure in (*BLOCKED, *(("shape",) if lowers(job) else ())) for structure in job.structures):
+        mend = f"raise sparsity.max ({job.sparsity.max:g}), lower sparsity.align ({job.align}), or add layers"
     else:
         mend = f"or add the structure {BLOCKED[0]}: zeros alone save no time there"
     raise BudgetUnreachable(

@@ -67,10 +67,11 @@ def prune_to_folder(
         job = job.model_copy(update={"structures": chosen})
     torch.set_num_threads(max(1, int(job.resources.cpus_per_trial)))
     prepared = Prepared.of(job)
+    job = prepared.job
     if wanted is None:
         wanted = _target(number, job, prepared)
     require_possible(wanted, job, prepared, plan)
-    prepared.check_shapes(job)
+    prepared.check_shapes()
     view = View(console)
     final = Path(os.path.abspath(out))
     with out_errors(out):
@@ -122,7 +123,7 @@ def require_possible(wanted: PruningPlan | Target, job: Job, prepared: Prepared,
             prepared.model,
             prepared.profile.groups,
             wanted,
-            align=job.sparsity.align,
+            align=job.align,
             example_input=prepared.task.example_input,
         )
     except PlanError as error:

@@ -9,7 +9,7 @@ from search.job import Job
 from search.store import RunStore
 
 #: Sections of a job that may not change between two starts; budget, trials, resources and the space may.
-FIXED = ("task", "task_args", "admm", "finetune", "compute")
+FIXED = ("task", "task_args", "admm", "finetune", "compute", "lower", "quantize")
 
 
 def recipe_of(job: Job) -> dict[str, Any]:

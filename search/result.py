@@ -55,6 +55,8 @@ class TrialResult:
     measurements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rungs: tuple[tuple[int, float], ...] = ()
     """(ADMM iteration, validation accuracy of the projected weights) as reported while training."""
+    lowered: Mapping[str, Any] | None = None
+    """What was rewritten for the deciding rig, layer by layer, and what it gained (`Lowered.to_dict()`)."""
     notes: tuple[str, ...] = ()
     """What the user must know: a clamp, an unconverged residual, a structure that gains nothing on this rig."""
     schema: int = SCHEMA

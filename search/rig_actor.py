@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -12,6 +11,7 @@ from evaluators import Measurement, make_rig
 from evaluators.errors import EvaluationError, RigError, one_line
 from search.errors import AttemptLost
 from search.job import Job
+from search.trial import MeasureOn
 
 #: The custom resource that a machine offers which may measure.
 RESOURCE = "latency_rig"
@@ -27,10 +27,10 @@ class RigActor:
     def __init__(self, rigs: list[dict[str, Any]]) -> None:
         self._rigs = {r["name"]: (make_rig(r["name"], threads=r["threads"]), r["batch"]) for r in rigs}
 
-    def measure(self, name: str, candidate: bytes, dense: bytes) -> dict[str, Any]:
+    def measure(self, name: str, candidate: bytes, reference: bytes) -> dict[str, Any]:
         """One measurement on the named rig, as `Measurement.to_dict()`."""
         rig, batch = self._rigs[name]
-        return rig.measure(candidate, dense, batch=batch).to_dict()
+        return rig.measure(candidate, reference, batch=batch).to_dict()
 
 
 def start_rig(run_name: str, job: Job) -> Any:
@@ -53,13 +53,13 @@ def actor_name(run_name: str) -> str:
     return f"rig-{run_name}"
 
 
-def remote_measure(run_name: str, dense: bytes) -> Callable[[str, bytes], Measurement]:
+def remote_measure(run_name: str, dense: bytes) -> MeasureOn:
     """Measure by asking the run's rig actor, for use in a worker. Raises `RigError`, or `AttemptLost` without a rig."""
 
-    def measure(rig: str, candidate: bytes) -> Measurement:
+    def measure(rig: str, candidate: bytes, reference: bytes | None = None) -> Measurement:
         try:
             actor = ray.get_actor(actor_name(run_name), namespace=NAMESPACE)
-            measured: Any = ray.get(actor.measure.remote(rig, candidate, dense), timeout=TIMEOUT_S)
+            measured: Any = ray.get(actor.measure.remote(rig, candidate, reference or dense), timeout=TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
             raise RigError(f"the rig {rig} did not answer within {TIMEOUT_S:g} s") from None
         except ray.exceptions.RayTaskError as error:

@@ -41,6 +41,7 @@ def run_or_resume(
     seed: int | None,
     address: str | None,
     console: Console,
+    align: int | None = None,
 ) -> None:
     """`prunefront search`: a new run of a job file, or one more start of a run folder.
 
@@ -55,15 +56,19 @@ def run_or_resume(
         with driver_lock(target), _interruptible(view, target):
             job = load_job(store.job_path)
             require_same_recipe(store, job)
-            job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed)
+            job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, align=align)
             prepared = _checked(job, address)
+            job = prepared.job
             if job.to_yaml() != store.job_path.read_text():
                 write_atomic(store.job_path, job.to_yaml())
             _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
         return
     job = load_job(target)
-    job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage)
+    job = job.with_overrides(
+        trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage, align=align
+    )
     prepared = _checked(job, address)
+    job = prepared.job
     root = next_run_dir(Path(job.storage), name, target.stem)
     with driver_lock(root), _only_if_worth_keeping(root):
         store = RunStore.create(root, job.to_yaml(), environment(job))
@@ -75,7 +80,7 @@ def _checked(job: Job, address: str | None) -> Prepared:
     if address is None:
         require_resources(job)
     prepared = Prepared.of(job)
-    prepared.check_shapes(job)
+    prepared.check_shapes()
     return prepared
 
 

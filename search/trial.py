@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -13,13 +14,20 @@ from admm.plan import PruningPlan
 from admm.target import Target
 from admm.trace import TraceRecord
 from evaluators import Measurement
+from evaluators.lowering import LayerTimes, Lowered
 from search.job import Job
 from search.profile import Profile
 from search.result import Baseline, TrialResult
+from search.shipped import as_shipped, lowered
 from search.tasks.base import PreparedTask
 
-#: (rig name, ONNX bytes) -> measurement against the dense model.
-MeasureOn = Callable[[str, bytes], Measurement]
+
+class MeasureOn(Protocol):
+    """Latency on a rig by its name, paired with a reference."""
+
+    def __call__(self, rig: str, candidate: bytes, reference: bytes | None = None, /) -> Measurement:
+        """Of an ONNX file against another one; None is the dense network's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +41,16 @@ class Bench:
     baseline: Baseline
     measure: MeasureOn
     device: torch.device
+    times: LayerTimes = field(default_factory=LayerTimes)
+    """What layers were measured to gain by lowering: trials of one process share it."""
+
+    def lower(self, content: bytes) -> Lowered | None:
+        """An ONNX file rewritten so that its zeros save time on the deciding rig; None where the job leaves it."""
+        return lowered(self.job, content, self.measure, self.times)
+
+    def as_shipped(self, content: bytes) -> bytes:
+        """A file of shapes in the form that a trial of them would ship."""
+        return as_shipped(self.job, self.task, content, self.measure, self.times)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

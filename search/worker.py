@@ -41,6 +41,7 @@ from search.budget import Budget
 from search.errors import AttemptLost, UserError
 from search.profile import shapes_onnx
 from search.result import Status, TrialResult
+from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
 from search.trial import Bench, Progress, TrialSpec
 from search.weights import prunable_weights
@@ -151,7 +152,7 @@ class TrialRun:
             evaluate=self._accuracy_of,
             admm=AdmmSettings(**job.admm.model_dump()),
             finetune=FinetuneSettings(**job.finetune.model_dump()),
-            align=job.sparsity.align,
+            align=job.align,
             seed=self.spec.seed,
             compute=Compute(**job.compute.model_dump()),
             steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
@@ -170,9 +171,9 @@ class TrialRun:
         if budget is None and (self._store is None or not job.search.early_stopping):
             return None
         rig = budget.rig if budget is not None else job.deciding_rig.name
-        example, align = bench.task.example_input, job.sparsity.align
+        example, align = bench.task.example_input, job.align
         shapes = shapes_onnx(bench.dense, bench.profile.groups, self.spec.plan, example, align)
-        self._shapes = measured = bench.measure(rig, shapes)
+        self._shapes = measured = bench.measure(rig, bench.as_shipped(shapes))
         if budget is None or budget.met_by(measured):
             return None
         return self._record(
@@ -201,16 +202,17 @@ class TrialRun:
         return replace(progress, rung=report.index, accuracy=report.accuracy)
 
     def _finish(self) -> TrialResult:
-        """Export, parity, accuracy of the ONNX file, latency of the ONNX file, then the record."""
+        """Export, lower, parity, accuracy of the ONNX file, latency of the ONNX file, then the record."""
         assert self._run is not None
         bench, task = self._bench, self._bench.task
         self.pruned = pruned = self._run.result()
         model = pruned.model.cpu()
         example = task.example_input
-        shipped = ship(model, task, self.artefacts / MODEL_NAME)
+        path = self.artefacts / MODEL_NAME
+        shipped = ship(model, task, path, lower=bench.lower, quantize=bench.job.quantize)
         measured = {rig.name: bench.measure(rig.name, shipped.content) for rig in bench.job.rigs}
         deciding = measured[bench.job.deciding_rig.name]
-        extra = {"seed": self.spec.seed, "align": bench.job.sparsity.align, "params": dict(self.spec.params)}
+        extra = {"seed": self.spec.seed, "align": bench.job.align, "params": dict(self.spec.params)}
         if isinstance(self.spec.plan, Target):
             extra["target"] = self.spec.plan.to_dict()
         save_pruned(self.artefacts, model, pruned.kept, pruned.requested, pruned.effective, extra=extra)
@@ -232,17 +234,9 @@ class TrialRun:
             primal_residual=pruned.trace.primal_residual,
             parity_max_abs=shipped.parity.max_abs,
             measurements={name: m.to_dict() for name, m in measured.items()},
-            notes=(*pruned.notes, *self._gains_nothing(deciding)),
+            lowered=shipped.lowered.to_dict() if shipped.lowered is not None else None,
+            notes=(*pruned.notes, *without_gain(self._plan, shipped.lowered, bench.job.deciding_rig.name)),
         )
-
-    def _gains_nothing(self, measured: Measurement) -> tuple[str, ...]:
-        """Say it plainly when sparsity bought no time here."""
-        zeros = sorted({s for layer in self._plan.values() for s in layer} & {"shape", "unstructured"})
-        if zeros and measured.speedup_high < 1.03:
-            return (
-                f"no gain on {measured.stamp.rig}: {' and '.join(zeros)} zeros in dense kernels cost what they did",
-            )
-        return ()
 
     def _accuracy_of(self, model: nn.Module) -> float:
         task = self._bench.task

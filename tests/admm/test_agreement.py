@@ -12,8 +12,7 @@ from admm.compact import compact, mask_removed
 from admm.errors import PruneError
 from admm.groups import find_groups
 from admm.plan import PruningPlan
-from admm.shapes import kept_by_magnitude
-from tests.admm.toys import TinyResNet, patterns, trained
+from tests.admm.toys import TinyResNet, kept_by_magnitude, patterns, trained
 
 X, _ = DATA = patterns(64)
 PLAN = PruningPlan({"stem": {"filter": 0.5}, "conv1": {"filter": 0.25}})

@@ -17,10 +17,10 @@ from admm.kept import Kept, kept_from_slots, kept_of_json
 from admm.kept_masks import add_selected, zeros_after_compaction
 from admm.plan import STRUCTURES, PruningPlan
 from admm.projector import Masks, Projector
-from admm.shapes import kept_by_magnitude
 from admm.shrink import apply_masks
 from admm.slicing import channel_axis, filter_axis
 from tests.admm.plans import groups_of, random_model, random_plan, values_of
+from tests.admm.toys import kept_by_magnitude
 from tests.admm.zoo import ZOO
 
 torch.set_num_threads(1)

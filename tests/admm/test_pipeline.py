@@ -19,8 +19,7 @@ from admm.pipeline import PruneRun, prune
 from admm.plan import PruningPlan
 from admm.recalibrate import recalibrate
 from admm.settings import AdmmSettings, FinetuneSettings
-from admm.shapes import kept_by_magnitude
-from tests.admm.toys import Tiny3d, TinyResNet, accuracy, epochs_of, patterns, seeded, trained
+from tests.admm.toys import Tiny3d, TinyResNet, accuracy, epochs_of, kept_by_magnitude, patterns, seeded, trained
 
 DATA = patterns()
 VALIDATION = patterns(seed=2)

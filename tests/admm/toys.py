@@ -7,6 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from admm.groupmap import GroupMap
+from admm.kept import Kept, kept_from_slots
+from admm.kept_masks import add_selected
+from admm.plan import PruningPlan
+from admm.projector import Projector
+from admm.shapes import masks_by_magnitude
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -90,3 +97,11 @@ def trained(factory: Callable[[], nn.Module], data: Batch, epochs: int = 6, lr: 
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
     return model.eval()
+
+
+def kept_by_magnitude(model: nn.Module, groups: GroupMap, plan: PruningPlan, *, align: int = 1) -> Kept:
+    """What `compact` needs for the plan's filters and channels, from the present weights."""
+    masks = masks_by_magnitude(model, Projector(model, groups, plan, align=align))
+    if masks is None:
+        return {}
+    return add_selected(kept_from_slots(groups, {n: s.tolist() for n, s in masks.slots.items()}), masks)

@@ -49,7 +49,7 @@ def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
     assert job.rigs == (RigSpec(name="onnxruntime-cpu", threads=1, batch=1),)
     assert job.deciding_rig.name == "onnxruntime-cpu"
     assert job.budget is None
-    assert (job.sparsity.min, job.sparsity.max, job.sparsity.step, job.sparsity.align) == (0.0, 0.9, 0.05, 16)
+    assert (job.sparsity.min, job.sparsity.max, job.sparsity.step, job.sparsity.align) == (0.0, 0.9, 0.05, "auto")
     assert (job.search.trials, job.search.sampler, job.search.seed, job.search.study) == (32, "tpe", 0, "sqlite")
     assert job.storage == "runs"
 

@@ -1,0 +1,247 @@
+"""The `cuda` rig: latency of torch modules on a CUDA device, each replayed as a CUDA graph."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluators.clock import WallClock
+from evaluators.cuda_clock import cuda_clock, l2_bytes
+from evaluators.device import gpu_capability, gpu_label
+from evaluators.errors import RigError, RigUnavailable, one_line
+from evaluators.measurement import DeviceStamp, Measurement
+from evaluators.semi_structured import holds_semi_structured
+from evaluators.timing import PairedTiming, TimingSettings, time_pair
+
+#: What a model computes in -> (its type, how float32 products are rounded).
+PRECISIONS: dict[str, tuple[torch.dtype, str]] = {
+    "fp32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
+}
+_WARMUPS = 3
+
+
+class CudaRig:
+    """Device time of torch modules; implements `evaluators.rig.LatencyRig`, which gives ONNX files to other rigs.
+
+    A module is copied to the device in the asked precision and memory layout, warmed up on a side stream, and
+    captured as one CUDA graph of `buffers` inferences, each of which reads memory of its own: launches cost the host
+    next to nothing, and no inference finds its input in the cache for the last one's sake. The L2 cache is overwritten
+    between repeats. Raises `RigUnavailable` without a CUDA device.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        precision: str | None = None,
+        channels_last: bool = True,
+        graph: bool = True,
+        buffers: int = 4,
+        flush: bool = True,
+        settings: TimingSettings | None = None,
+    ) -> None:
+        self.precision = require_precision(precision or "fp32")
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise RigUnavailable(f"threads must be an integer >= 1, got {threads!r}")
+        if isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 1:
+            raise RigError(f"buffers must be an integer >= 1, got {buffers!r}")
+        require_cuda(f"rig {self.name!r}")
+        self.threads = threads
+        self.channels_last = channels_last
+        self.graph = graph
+        self.buffers = buffers
+        self.flush = flush
+        # Of a millisecond, the few microseconds between the opening event and the first kernel are nothing.
+        self.settings = settings or TimingSettings(min_repeat_ns=1_000_000)
+
+    def stamp(self, batch: int) -> DeviceStamp:
+        how = (
+            self.precision,
+            "channels_last" if self.channels_last else "contiguous",
+            "CUDA graph" if self.graph else "eager",
+            f"{self.buffers} inputs rotated",
+            "L2 flushed between repeats" if self.flush else "L2 warm",
+        )
+        return DeviceStamp(
+            rig=self.name,
+            device=gpu_label(torch.cuda.current_device()),
+            isa=gpu_capability(torch.cuda.current_device()),
+            runtime=f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
+            provider=", ".join(how),
+            threads=self.threads,
+            batch=batch,
+            clock="cuda_event",
+            platform=platform.platform(),
+        )
+
+    def measure(
+        self,
+        candidate: bytes | Path,
+        reference: bytes | Path,
+        inputs: Mapping[str, np.ndarray] | None = None,
+        *,
+        batch: int = 1,
+    ) -> Measurement:
+        raise RigError(
+            "rig 'cuda' measures torch modules, which measure_modules takes: give those, "
+            "or measure the ONNX file on onnxruntime-cuda"
+        )
+
+    def measure_modules(
+        self, candidate: nn.Module, reference: nn.Module, example_input: Tensor, *, batch: int = 1
+    ) -> Measurement:
+        """Latency of `candidate` and its paired speed-up over `reference`, both in eval mode; neither is changed.
+
+        `example_input` holds one sample, which is repeated, or `batch` of them: [1 or batch, ...]. Raises `RigError`
+        for a module that cannot be copied, run or captured (one that waits for the device cannot), or a wrong input.
+        """
+        inputs = [prepared_input(example_input, batch, self.precision, self.channels_last) for _ in range(self.buffers)]
+        try:
+            with torch.inference_mode(), arithmetic(self.precision):
+                on_device = [[value.to("cuda", copy=True) for value in inputs] for _ in range(2)]
+                works = [
+                    self._work(prepared_module(module, self.precision, self.channels_last).to("cuda"), values)
+                    for module, values in zip((candidate, reference), on_device, strict=True)
+                ]
+                clock = cuda_clock(flush_bytes=2 * l2_bytes(torch.cuda.current_device()) if self.flush else 0)
+                timing = self._timed(works[0], works[1], clock)
+        except RigError:
+            raise
+        except Exception as error:
+            raise RigError(f"the module cannot be measured on CUDA: {one_line(error)}") from error
+        return timing.measurement(self.stamp(batch))
+
+    def _timed(
+        self, candidate: Callable[[], object], reference: Callable[[], object], clock: WallClock
+    ) -> PairedTiming:
+        """The paired timing of one inference, where a call is one of every buffer."""
+        return per_inference(time_pair(candidate, reference, settings=self.settings, clock=clock), self.buffers)
+
+    def _work(self, module: nn.Module, inputs: list[Tensor]) -> Callable[[], object]:
+        """One inference of every buffer, as a graph if asked for."""
+
+        def all_buffers() -> list[Any]:
+            return [module(value) for value in inputs]
+
+        # The libraries choose their algorithms and Triton its blocks here: nothing of that may be captured.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARMUPS):
+                all_buffers()
+        torch.cuda.current_stream().wait_stream(side)
+        if not self.graph:
+            return all_buffers
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = all_buffers()
+        except Exception as error:
+            raise RigError(
+                f"the module cannot be captured as a CUDA graph, measure with graph=False: {one_line(error)}"
+            ) from error
+        return _Replay(graph, module, inputs, outputs)
+
+
+class _Replay:
+    """A captured graph, and the tensors that it points into without owning them."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, *held: object) -> None:
+        self._graph = graph
+        self._held = held
+
+    def __call__(self) -> object:
+        self._graph.replay()
+        return None
+
+
+def require_cuda(who: str) -> None:
+    """Raises `RigUnavailable` in one line where torch has no CUDA device for `who`."""
+    if not torch.cuda.is_available():
+        why = "is built without CUDA" if torch.version.cuda is None else "sees none: check nvidia-smi"
+        raise RigUnavailable(f"{who} needs a CUDA device, and this torch {torch.__version__} {why}")
+
+
+def require_precision(precision: str) -> str:
+    """`precision` if it is one of `PRECISIONS`; raises `RigUnavailable`."""
+    if precision not in PRECISIONS:
+        raise RigUnavailable(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision
+
+
+def prepared_module(module: nn.Module, precision: str, channels_last: bool) -> nn.Module:
+    """A copy of `module` in eval mode, of the precision's type and in the asked memory layout.
+
+    One with 2:4 weights, which can be neither copied nor converted, is taken as it is.
+    """
+    if holds_semi_structured(module):
+        if module.training:
+            raise RigError("a module with 2:4 weights is measured as it is: put it in eval mode first")
+        return module
+    try:
+        copied = copy.deepcopy(module).eval().requires_grad_(False)
+    except Exception as error:
+        raise RigError(f"the module cannot be copied: {one_line(error)}") from error
+    copied = copied.to(PRECISIONS[precision][0])
+    if channels_last:
+        for value in copied.parameters():
+            if value.ndim == 4:
+                value.data = value.data.contiguous(memory_format=torch.channels_last)
+    return copied
+
+
+def prepared_input(example: Tensor, batch: int, precision: str, channels_last: bool) -> Tensor:
+    """`batch` samples [batch, ...] of the precision's type, in memory of their own and the asked layout."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise RigError(f"batch must be an integer >= 1, got {batch!r}")
+    if not isinstance(example, Tensor) or example.ndim < 1:
+        raise RigError(f"example_input must be a tensor [samples, ...], got {type(example).__name__}")
+    if len(example) not in (1, batch):
+        raise RigError(f"example_input holds {len(example)} samples where batch is {batch}: give one sample or {batch}")
+    dtype = PRECISIONS[precision][0] if example.is_floating_point() else example.dtype
+    whole = example.detach().expand(batch, *example.shape[1:]) if len(example) == 1 else example.detach()
+    layout = torch.channels_last if channels_last and example.ndim == 4 else torch.contiguous_format
+    return whole.to(dtype).clone(memory_format=layout)
+
+
+def per_inference(timing: PairedTiming, inferences: int) -> PairedTiming:
+    """The figures of one inference where every timed call held `inferences` of them."""
+    return replace(
+        timing,
+        candidate_ns=tuple(value / inferences for value in timing.candidate_ns),
+        reference_ns=tuple(value / inferences for value in timing.reference_ns),
+        candidate_wall_ns=tuple(value / inferences for value in timing.candidate_wall_ns),
+    )
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Float32 products rounded as `precision` says, and cuDNN free to try its algorithms; restored at the end."""
+    rounding = PRECISIONS[precision][1]
+    cudnn: Any = torch.backends.cudnn
+    backends: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    benchmark = cudnn.benchmark
+    try:
+        for backend in backends:
+            backend.fp32_precision = rounding
+        cudnn.benchmark = True
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+        cudnn.benchmark = benchmark

@@ -1,0 +1,39 @@
+"""`sparsity.align: auto`: the channel block of the device that decides, measured once and kept for this machine."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from evaluators.blocks import ChannelBlock, block_of
+from evaluators.measurement import Measurement
+from evaluators.rig import make_rig
+from search.job import Job
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def device_block(job: Job) -> ChannelBlock:
+    """The block of the deciding rig's device: from this user's cache, or measured in some seconds."""
+    spec = job.deciding_rig
+    rig = make_rig(spec.name, threads=spec.threads)
+
+    def measure(candidate: bytes, reference: bytes) -> Measurement:
+        return rig.measure(candidate, reference, batch=spec.batch)
+
+    return block_of(rig.stamp(spec.batch), measure, batch=spec.batch)
+
+
+def aligned(job: Job, model: nn.Module) -> tuple[Job, str | None]:
+    """(the job with `auto` replaced, a note on it); a job that says its block is left as it is, without a note."""
+    if job.sparsity.align != "auto":
+        return job, None
+    found = device_block(job)
+    width = max(found.block, found.depthwise) if has_depthwise(model) else found.block
+    note = f"kept counts are multiples of {width}, the channel block measured on {job.deciding_rig.name}"
+    return job.aligned(width), f"{note} ({found.note})" if found.note else note
+
+
+def has_depthwise(model: nn.Module) -> bool:
+    """Whether a convolution takes each channel by itself."""
+    convolutions = [m for m in model.modules() if isinstance(m, _CONVOLUTIONS)]
+    return any(1 < m.groups == m.in_channels for m in convolutions)

@@ -1,0 +1,303 @@
+"""`prunefront profile`: where the dense network's time goes, and what pruned ones would take, before any training."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from admm.cost import layer_shapes, output_positions
+from admm.plan import PruningPlan
+from admm.shapes import shaped_by_magnitude
+from evaluators import EvaluationError, ExportError, Measurement, count_macs
+from evaluators.blocks import ChannelBlock
+from evaluators.layer_times import LayerTime, layer_times
+from evaluators.lowering import LayerTimes
+from evaluators.predictor import LatencyPredictor
+from search.alignment import device_block
+from search.atomic import json_text
+from search.bench import WEIGHTS_NAME, Prepared, load_dense, local_measure
+from search.budget import Budget
+from search.commands import is_run
+from search.errors import UserError
+from search.job_file import load_job
+from search.measure_command import progress
+from search.profile import fastest_plan, require_reachable, shapes_onnx
+from search.profile_view import print_profile
+from search.shipped import as_shipped
+from search.store import RunStore
+from search.trial import MeasureOn
+
+SCHEMA = 1
+#: The rig whose runtime has the profiler that times layers.
+_TIMED_ON = "onnxruntime-cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One row of the layer table."""
+
+    time: LayerTime
+    weight: tuple[int, ...] | None
+    """Shape of the layer's weight, None for a node without one."""
+    macs: int | None
+    ms: float
+    """Its share of the latency that the rig measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network of the job's space, with weights chosen by magnitude: latency is one of shapes."""
+
+    name: str
+    macs: int
+    content: bytes
+    measured: Measurement
+    fitted: bool
+    """Whether the predictor was fitted on it."""
+    predicted_ms: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Of the prediction, relative to the measured latency relative to dense."""
+        if self.predicted_ms is None:
+            return None
+        return self.predicted_ms / self.measured.dense_latency_ms * self.measured.speedup - 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """All that `prunefront profile` has to say."""
+
+    task: str
+    rig: str
+    params: int
+    layers: tuple[Layer, ...]
+    block: ChannelBlock
+    align: int
+    predictor: LatencyPredictor | None
+    why_no_predictor: str
+    networks: tuple[Network, ...]
+    """dense, middle and fastest as far as they differ, then the others that the predictor was fitted on."""
+    budget: Budget | None
+    on_budget_rig: Measurement | None
+    """Of the fastest network, None without a budget."""
+    notes: tuple[str, ...]
+
+    @property
+    def dense(self) -> Network:
+        """The dense network, measured against itself."""
+        return self.networks[0]
+
+    @property
+    def reachable(self) -> bool | None:
+        """Whether the fastest network keeps the budget; None without one."""
+        if self.budget is None or self.on_budget_rig is None:
+            return None
+        return self.budget.met_by(self.on_budget_rig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        predictor = self.predictor
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "stamp": self.dense.measured.stamp.to_dict(),
+            "params": self.params,
+            "layers": [{**asdict(r.time), "ms": r.ms, "profiler_ms": r.time.ms, "weight": r.weight, "macs": r.macs}
+                       for r in self.layers],
+            "block": self.block.to_dict(),
+            "align": self.align,
+            "predictor": None if predictor is None else predictor.to_dict(),
+            "why_no_predictor": self.why_no_predictor or None,
+            "networks": [
+                {"name": n.name, "macs": n.macs, "measured": n.measured.to_dict(), "predicted_ms": n.predicted_ms,
+                 "error": n.error, "fitted": n.fitted}
+                for n in self.networks
+            ],
+            "budget": None if self.budget is None or self.on_budget_rig is None else {
+                **asdict(self.budget), "fastest": self.on_budget_rig.to_dict(), "reachable": self.reachable,
+            },
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def profile_job(source: Path, *, every: bool, as_json: bool, console: Console) -> None:
+    """Check a job as a search does, measure its dense network and a few pruned shapes, and say what that tells.
+
+    `source` is a job file or a run folder. Raises `BudgetUnreachable` when all is said and the budget is out of reach.
+    """
+    with progress() as say:
+        say("reading the job and its data")
+        prepared = _prepared(source, say)
+        found = profile_prepared(prepared, say)
+    if as_json:
+        sys.stdout.write(json_text(found.to_dict()))
+    else:
+        print_profile(found, console, every=every)
+    if found.budget is not None and found.on_budget_rig is not None:
+        require_reachable(found.budget, found.on_budget_rig, prepared.job)
+
+
+def _prepared(source: Path, say: Callable[[str], None]) -> Prepared:
+    if not is_run(source):
+        job = load_job(source)
+        if job.sparsity.align == "auto":
+            say("checking the job, its data and its network; the device's channel block is measured the first time")
+        return Prepared.of(job)
+    store = RunStore.open(source)
+    prepared = Prepared.of(load_job(store.job_path))
+    weights = store.baseline_dir / WEIGHTS_NAME
+    if weights.exists():
+        load_dense(weights, prepared.model)
+    return prepared
+
+
+def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings:
+    """Everything that is measured; nothing is trained or written."""
+    job, task, spec = prepared.job, prepared.task.task, prepared.job.deciding_rig
+    say("exporting the dense network")
+    try:
+        dense = _export(prepared, PruningPlan())
+    except ExportError as error:
+        raise UserError(f"task {task.name!r}: {error}: torch.export must follow its forward") from error
+    measure = local_measure(job, dense)
+    say("measuring the device's channel block: some seconds, kept for the next time")
+    block = device_block(job)
+    networks = _networks(prepared, dense, measure, say)
+    by_name = {network.name: network for network in networks}
+    fastest = by_name.get("fastest", networks[0])
+    times: tuple[LayerTime, ...] = ()
+    if spec.name == _TIMED_ON:
+        say("timing the layers")
+        times = layer_times(dense, threads=spec.threads, batch=spec.batch)
+    budget = Budget.of(job)
+    on_budget_rig = None if budget is None else fastest.measured
+    if budget is not None and budget.rig != spec.name:
+        say(f"measuring the fastest network on {budget.rig}")
+        on_budget_rig = measure(budget.rig, fastest.content)
+    predictor, why = _fit([n for n in networks if n.fitted], block)
+    return Findings(
+        task=task.name,
+        rig=spec.name,
+        params=sum(p.numel() for p in prepared.model.parameters()),
+        layers=_layers(prepared, times, networks[0].measured.latency_ms),
+        block=block,
+        align=job.align,
+        predictor=predictor,
+        why_no_predictor=why,
+        networks=tuple(_predicted(network, predictor) for network in networks),
+        budget=budget,
+        on_budget_rig=on_budget_rig,
+        notes=(*prepared.task.notes, *prepared.profile.notes),
+    )
+
+
+def _export(prepared: Prepared, plan: PruningPlan) -> bytes:
+    return shapes_onnx(prepared.model, prepared.profile.groups, plan, prepared.task.example_input, prepared.job.align)
+
+
+def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningPlan]:
+    """Networks spread over the job's space, each different: dense, middle and fastest first, then the others.
+
+    The fastest removes most of all that saves time on the rig; the others take a share of its steps in each dimension.
+    """
+    space = prepared.profile.space
+    ends = space.params(fastest_plan(prepared.profile, prepared.job))
+    rng = random.Random(seed)
+
+    def share(of: float) -> dict[str, int]:
+        return {name: int(of * steps + 0.5) for name, steps in ends.items()}
+
+    wanted: list[tuple[str, Mapping[str, int]]] = [("fastest", ends), ("middle", share(0.5)), ("quarter", share(0.25))]
+    wanted.append(("three quarters", share(0.75)))
+    wanted += [(f"random {i}", {name: rng.randint(0, steps) for name, steps in ends.items()}) for i in (1, 2)]
+    dense = PruningPlan()
+    plans, seen = {"dense": dense}, {dense.digest()}
+    for name, params in wanted:
+        plan = space.plan(params)
+        removes = any(sparsity > 0.0 for layer in plan.values() for sparsity in layer.values())
+        if removes and plan.digest() not in seen:
+            plans[name] = plan
+            seen.add(plan.digest())
+    order = sorted(
+        plans, key=lambda name: ("dense", "middle", "fastest").index(name) if name in _SHOWN else len(_SHOWN)
+    )
+    return {name: plans[name] for name in order}
+
+
+_SHOWN = ("dense", "middle", "fastest")
+
+
+def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callable[[str], None]) -> list[Network]:
+    """Every plan exported in the form that a trial would ship, and measured against the dense network."""
+    plans, rig = plans_to_measure(prepared), prepared.job.deciding_rig.name
+    known, networks = LayerTimes(), []
+    for i, (name, plan) in enumerate(plans.items()):
+        say(f"measuring network {i + 1} of {len(plans)}: {name}")
+        content = dense
+        if name != "dense":
+            content = as_shipped(prepared.job, prepared.task, _export(prepared, plan), measure, known)
+        small = shaped_by_magnitude(prepared.model, prepared.profile.groups, plan, align=prepared.job.align)
+        networks.append(
+            Network(
+                name=name,
+                macs=count_macs(small, prepared.task.example_input),
+                content=content,
+                measured=measure(rig, content),
+                fitted=name != "middle",
+            )
+        )
+    return networks
+
+
+def _fit(networks: Sequence[Network], block: ChannelBlock) -> tuple[LatencyPredictor | None, str]:
+    """The predictor, or why there is none."""
+    if len(networks) < 3:
+        return None, f"the space has {len(networks)} networks only: too few to fit one on"
+    measured = [(n.content, 1.0 / n.measured.speedup) for n in networks]
+    stamp = networks[0].measured.stamp.to_dict()
+    try:
+        return LatencyPredictor.fit(measured, block=block.block, depthwise=block.depthwise, stamp=stamp), ""
+    except EvaluationError as error:
+        return None, str(error)
+
+
+def _predicted(network: Network, predictor: LatencyPredictor | None) -> Network:
+    if predictor is None:
+        return network
+    with suppress(EvaluationError):  # a rewritten file whose shapes cannot be inferred has no prediction
+        # of the dense network's latency in the same pairs, as the speed-up is
+        return replace(network, predicted_ms=predictor.predict(network.content) * network.measured.dense_latency_ms)
+    return network
+
+
+def _layers(prepared: Prepared, times: Sequence[LayerTime], latency_ms: float) -> tuple[Layer, ...]:
+    """Shapes and MACs beside the times, by the layers' names."""
+    if not times:
+        return ()
+    shapes = layer_shapes(prepared.model)
+    positions = output_positions(prepared.model, prepared.task.example_input)
+    modules: dict[str, Any] = dict(prepared.model.named_modules())
+    weighted = [t.name for t in times if t.name in shapes and t.op != "Add"]
+    rows = []
+    for time in times:
+        known = time.name in shapes and time.op != "Add"
+        rows.append(
+            Layer(
+                time=time,
+                weight=tuple(modules[time.name].weight.shape) if known else None,
+                # a layer that is called twice is two nodes
+                macs=shapes[time.name].size.weights * positions[time.name] // weighted.count(time.name)
+                if known
+                else None,
+                ms=time.share * latency_ms,
+            )
+        )
+    return tuple(rows)
