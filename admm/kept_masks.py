@@ -12,7 +12,7 @@ from admm.projector import Masks
 from admm.slicing import channel_axis, filter_axis
 
 #: Structures that leave zeros in the shrunk layer.
-LEAVE_ZEROS = ("shape", "unstructured")
+LEAVE_ZEROS = ("shape", "unstructured", "n:m")
 
 
 def add_selected(kept: Kept, masks: Masks) -> Kept:

@@ -15,6 +15,9 @@ from admm.errors import PlanError
 
 #: Canonical order of the structures: what a coarser one removes, a finer one no longer sees.
 STRUCTURES: tuple[str, ...] = ("filter", "channel", "shape", "unstructured")
+#: The pattern n:m with m = 4 and what its sparsities mean; hardware knows no other, so it is none to search over.
+N_OF_M = "n:m"
+PATTERNS: dict[float, str] = {0.25: "3:4", 0.5: "2:4", 0.75: "1:4"}
 
 #: Sparsities are stored with this many decimals, so that a plan survives JSON and has one digest.
 DECIMALS = 6
@@ -30,7 +33,8 @@ class LayerPlan(Mapping[str, float]):
     """One layer's sparsity (fraction removed, in [0, 1)) for each structure: `{"filter": 0.5, "shape": 0.6}`.
 
     Structures are kept in canonical order, rounded to six decimals; zeros are dropped, so that two plans that ask
-    for the same thing are equal. Raises `PlanError` for an unknown structure or a sparsity outside [0, 1).
+    for the same thing are equal. `{"n:m": 0.5}` is 2:4 (0.25: 3:4, 0.75: 1:4) and goes with `filter` only. Raises
+    `PlanError` for an unknown structure, a sparsity outside [0, 1), or what cannot be mixed.
     """
 
     sparsity: Mapping[str, float] = field(default_factory=dict)
@@ -39,10 +43,11 @@ class LayerPlan(Mapping[str, float]):
         if not isinstance(self.sparsity, Mapping):
             raise PlanError(f"a layer's plan maps structure to sparsity, got {_shown(self.sparsity)}")
         clean: dict[str, float] = {}
-        unknown = [name for name in self.sparsity if name not in STRUCTURES]
+        every = (*STRUCTURES, N_OF_M)
+        unknown = [name for name in self.sparsity if name not in every]
         if unknown:
-            raise PlanError(f"unknown structure {_shown(unknown[0])}: use one of {', '.join(STRUCTURES)}")
-        for structure in STRUCTURES:
+            raise PlanError(f"unknown structure {_shown(unknown[0])}: use one of {', '.join(every)}")
+        for structure in every:
             value = self.sparsity.get(structure, 0.0)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise PlanError(f"sparsity must be a number in [0, 1), got {_shown(value)} for {structure!r}")
@@ -54,6 +59,8 @@ class LayerPlan(Mapping[str, float]):
                 )
             if rounded > 0.0:
                 clean[structure] = rounded
+        if N_OF_M in clean:
+            _check_pattern(clean)
         object.__setattr__(self, "sparsity", MappingProxyType(clean))
 
     def __getitem__(self, structure: str) -> float:
@@ -150,6 +157,16 @@ class PruningPlan(Mapping[str, LayerPlan]):
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def _check_pattern(layer: Mapping[str, float]) -> None:
+    """Raises `PlanError` for a pattern that hardware does not know, or beside a structure that would break it."""
+    if layer[N_OF_M] not in PATTERNS:
+        known = ", ".join(f"{sparsity} ({name})" for sparsity, name in PATTERNS.items())
+        raise PlanError(f"sparsity of 'n:m' must be one of {known}, got {layer[N_OF_M]}")
+    other = [structure for structure in layer if structure not in ("filter", N_OF_M)]
+    if other:
+        raise PlanError(f"'n:m' goes with 'filter' only, not with {other[0]!r}: give the layer one of the two")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from admm.plan import DECIMALS
-from admm.structures import on_host, unit_count, unit_energy, unit_mask
+from admm.structures import GROUP, along_inner, from_inner, on_host, unit_count, unit_energy, unit_mask
 from admm.threshold import at_least, threshold
 
 
@@ -65,12 +65,50 @@ def select(values: Tensor, keep: int, forced: Tensor | None = None, *, magnitude
 def project(weight: Tensor, structure: str, sparsity: float, align: int = 1) -> Tensor:
     """Euclidean projection of V = [filters, channels, *kernel] onto "at least `sparsity` of the units are zero".
 
-    Exact for every structure; idempotent; returns a new tensor of V's shape, without gradient.
+    Exact for every structure; idempotent; returns a new tensor of V's shape, without gradient. `n:m` has its block in
+    itself: `align` says nothing there.
     """
+    if structure == "n:m":
+        return weight.detach() * pattern_mask(weight, keep_count(GROUP, sparsity))
     keep = keep_count(unit_count(weight.shape, structure), sparsity, align)
     if structure == "unstructured":
         return _keep_largest(weight.detach(), keep)
     return _times(weight.detach(), unit_mask(select(unit_energy(weight, structure), keep), structure, weight.shape))
+
+
+def pattern_mask(weight: Tensor, keep: int, live: Tensor | None = None) -> Tensor:
+    """Flags, shaped as V = [filters, channels, *kernel], of the `keep` largest of each four weights along a row.
+
+    Rows are those of `along_inner`, without the channels that are not `live` [channels]: what the layer has left when
+    it is shrunk. A last group of fewer than four stays whole. Equal weights are kept in order, a NaN as the largest.
+    Nothing is read back from an accelerator.
+    """
+    rows = along_inner(weight.detach())
+    inner = rows.shape[1]
+    there = torch.ones(inner, dtype=torch.bool, device=weight.device)
+    if live is not None:
+        there = live.repeat(inner // live.numel())
+    order = (~there).to(torch.uint8).argsort(stable=True)  # live ones first, each in its place
+    missing = -inner % GROUP
+    fours = torch.nn.functional.pad(rows[:, order].abs(), (0, missing)).unflatten(1, (-1, GROUP))
+    whole = torch.nn.functional.pad(there[order], (0, missing)).unflatten(0, (-1, GROUP)).all(-1)
+    flags = (_largest_of_four(fours, keep) | ~whole[:, None]).flatten(1)[:, :inner]
+    kept = torch.empty_like(flags)
+    kept[:, order] = flags
+    return from_inner(kept & there, weight.shape)
+
+
+def _largest_of_four(magnitudes: Tensor, keep: int) -> Tensor:
+    """Flags of the `keep` largest of the last axis: by counting who is before, cheaper than sorting four at a time."""
+    values = magnitudes.nan_to_num(nan=torch.inf, posinf=torch.inf).unbind(-1)
+    flags = []
+    for i, own in enumerate(values):
+        before = torch.zeros(own.shape, dtype=torch.int8, device=own.device)
+        for j, other in enumerate(values):
+            if j != i:
+                before += (other >= own) if j < i else (other > own)
+        flags.append(before < keep)
+    return torch.stack(flags, dim=-1)
 
 
 def _keep_largest(weight: Tensor, keep: int) -> Tensor:

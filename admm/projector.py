@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from admm.groupmap import Group, GroupMap
-from admm.plan import LayerPlan, PruningPlan
-from admm.projection import effective_sparsity, keep_count, select
+from admm.plan import N_OF_M, LayerPlan, PruningPlan
+from admm.projection import effective_sparsity, keep_count, pattern_mask, select
 from admm.slicing import channel_axis, filter_axis
-from admm.structures import energy_along, unit_energy, unit_mask
+from admm.structures import GROUP, energy_along, unit_energy, unit_mask
 from admm.validate import check_align, check_plan, plan_notes
 
 #: Turns where choices meet; two settle nearly all layers, and a fixed number needs no host sync.
@@ -116,6 +116,8 @@ class Projector:
                     layer[structure] = effective_sparsity(units, self._slot_counts[name])
                 elif structure == "unstructured":
                     layer[structure] = self._relaxed(sparsity)
+                elif structure == N_OF_M:
+                    layer[structure] = effective_sparsity(GROUP, keep_count(GROUP, self._relaxed(sparsity)))
                 else:
                     units = self._units(name, structure)
                     layer[structure] = effective_sparsity(units, self._column_counts[name][structure])
@@ -270,11 +272,12 @@ class Projector:
     ) -> tuple[Tensor, Tensor]:
         """Kept columns of one layer given the kept slots: bool [1, channels, *kernel], and the channels [channels].
 
-        A channel that `channel` keeps stays one of the layer even where `shape` empties it: widths are as planned.
+        A channel that `channel` keeps stays one of the layer even where `shape` empties it: widths are as planned. With
+        `n:m` the flags are those of single weights, [filters, channels, *kernel].
         """
         name = f"{layer}.weight"
         module, counts = self._modules[layer], self._column_counts[layer]
-        value = self._to_canonical(module, values[name])
+        whole = value = self._to_canonical(module, values[name])
         channels = torch.ones(value.shape[1], dtype=torch.bool, device=value.device)
         arrives = channels
         if name in factors:
@@ -290,6 +293,10 @@ class Projector:
             live = columns & unit_mask(arrives, "channel", value.shape)
             energy = unit_energy(value, "shape").masked_fill(~live.flatten(), -1.0)
             columns = columns & unit_mask(select(energy, counts["shape"]), "shape", value.shape)
+        if N_OF_M in self._columns[layer]:
+            # of the filters that are gone as well: what each would be worth decides whether it stays gone
+            keep = keep_count(GROUP, self._relaxed(self._columns[layer][N_OF_M]))
+            columns = pattern_mask(whole, keep, arrives)
         return columns, channels
 
     def _select_single(self, layer: str, value: Tensor, mask: Tensor, sparsity: float) -> Tensor:

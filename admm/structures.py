@@ -1,8 +1,9 @@
-"""The four structures: which weights of a layer are removed together, and how much energy each such unit holds.
+"""The structures: which weights of a layer are removed together, and how much energy each such unit holds.
 
 Weights are seen as V = [filters, channels, *kernel] (Linear: kernel absent). A unit is `filter` V[a], `channel`
 V[:, b], `shape` V[:, b, i, j] (a GEMM column; StructADMM, arXiv 1807.11091, section 3), `unstructured` one weight.
-A new structure is one entry in `UNITS`.
+A new structure is one entry in `UNITS`. The pattern `n:m` has no units to choose among: of every four weights in a row
+n stay (`GROUP`, `along_inner`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ UNITS: dict[str, Units] = {
 #: Rows summed in the weight's own precision before they are added to a float64 sum.
 BLOCK = 64
 #: Structures whose units span all filters of a layer: they need a convolution without groups.
-STRUCTURE_NEEDS_PLAIN = ("channel", "shape")
+STRUCTURE_NEEDS_PLAIN = ("channel", "shape", "n:m")
+#: The m of `n:m`: what sparse tensor cores take (2:4).
+GROUP = 4
 
 
 def unit_shape(shape: torch.Size | tuple[int, ...], structure: str) -> tuple[int, ...]:
@@ -96,6 +99,20 @@ def _column_energy(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         block = matrix[start : start + BLOCK]
         energy += np.einsum("ij,ij->j", block, block)
     return energy
+
+
+def along_inner(weight: Tensor) -> Tensor:
+    """V = [filters, channels, *kernel] as [filters, inner], channels last: the rows of the GEMM that hardware runs.
+
+    For a convolution four in a row are four channels at one place of the kernel, as they lie in channels_last memory;
+    for a Linear they are four inputs.
+    """
+    return weight.movedim(1, -1).flatten(1)
+
+
+def from_inner(rows: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """The inverse of `along_inner`: [filters, inner] as V of this shape."""
+    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
 def unit_mask(keep: Tensor, structure: str, shape: torch.Size | tuple[int, ...]) -> Tensor:

@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from admm.errors import DivergedError, PlanError, PruneError
 from admm.groupmap import GroupMap
-from admm.plan import PruningPlan
+from admm.plan import N_OF_M, PruningPlan
 from admm.slicing import filter_axis, obstacle, select_obstacle, shared_parameters
-from admm.structures import STRUCTURE_NEEDS_PLAIN
+from admm.structures import GROUP, STRUCTURE_NEEDS_PLAIN
 
 __all__ = [
     "check_align",
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def weight_obstacle(model: nn.Module, layer: str, structure: str) -> str | None:
-    """Why `channel`, `shape` or `unstructured` cannot be pruned in this layer, or None.
+    """Why `channel`, `shape`, `unstructured` or `n:m` cannot be pruned in this layer, or None.
 
     The weight must be the layer's own. All filters of a layer share its columns; in a grouped convolution each group of
     filters has columns of its own.
@@ -42,7 +42,16 @@ def weight_obstacle(model: nn.Module, layer: str, structure: str) -> str | None:
         return f"a convolution with groups={groups} has columns of its own in each group: use filter or unstructured"
     if groups == 1 and structure != "channel" and select_obstacle(module) is not None:
         return f"its class {type(module).__name__} is no plain layer of torch.nn: it may use its zeros in another way"
+    if structure == N_OF_M and inner_size(module) < GROUP:
+        return f"a filter of it has {inner_size(module)} weights, fewer than one group of {GROUP}: leave it dense"
     return select_obstacle(module) if structure == "channel" else None
+
+
+def inner_size(module: nn.Module) -> int:
+    """Weights of one filter: the inner dimension of the layer's GEMM."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel() // weight.shape[filter_axis(module)]
 
 
 def check_plan(model: nn.Module, groups: GroupMap, plan: PruningPlan) -> None:
@@ -113,7 +122,15 @@ def plan_notes(model: nn.Module, groups: GroupMap, plan: PruningPlan) -> list[st
             "channel": weight.shape[1 - filters],
             "shape": weight.numel() // weight.shape[filters],
             "unstructured": weight.numel(),
+            N_OF_M: weight.numel(),
         }
+        if N_OF_M in plan[layer]:
+            inner = inner_size(model.get_submodule(layer))
+            if inner % GROUP:
+                notes.append(
+                    f"{layer}: the last {inner % GROUP} of the {inner} weights of a filter stay dense: "
+                    f"they fill no group of {GROUP}"
+                )
         for structure, sparsity in plan[layer].items():
             if (1.0 - sparsity) * units[structure] < 1.0 - 1e-6 * units[structure]:
                 notes.append(

@@ -1,4 +1,4 @@
-"""What int8 adds to pruning in ONNX Runtime: int8 alone, half the filters alone, and both, against the dense fp32 network.
+"""What int8 adds to pruning in ONNX Runtime: int8, half the filters, and both, against the dense fp32 network.
 
 Random weights: latencies are those of the shapes, and accuracy is not judged here. One image, one pinned thread.
 """
@@ -32,7 +32,7 @@ SAMPLES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A dense network and one of half its filters; `bar` is for int8 on top of the pruned one, None where none is set."""
+    """A dense network and one of half its filters; `bar` is for int8 on top of the pruned one, None without."""
 
     name: str
     dense: Callable[[], nn.Module]
@@ -131,8 +131,8 @@ def main() -> None:
     rows = {key: measure(case, rig) for key, case in CASES.items()}
     show(rows)
     claim = Claim(
-        claim="static int8 (U8S8, per channel) multiplies the speed-up of ResNet-18 at half width, and stays a gain where "
-        "pruning has made the network small; ResNet-20, which is small from the start, stands beside it without a bar",
+        claim="int8 (static QDQ, U8S8, per channel) multiplies the speed-up of pruning: ResNet-18 at half width; "
+        "beside it, without a bar, ResNet-20, which is small from the start",
         figure=rows["resnet18"]["int8_on_pruned"]["speedup"],
         unit="x pruned fp32 (thread CPU time)",
         bar=BAR,

@@ -12,10 +12,10 @@ import argparse
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,67 +89,67 @@ class Sample:
 
 
 class Load:
-    """A process that trains on one core between `resume` and `rest`, until `end`."""
+    """A process that trains on one core between `resume` and `rest`, until `end`; it does not outlive this one."""
 
     def __init__(self, core: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.core = core
-        self._go, self._resting = context.Event(), context.Event()
-        self._steps = context.Value("L", 0)
-        self.process = context.Process(
-            target=train_for_ever, args=(core, self._go, self._resting, self._steps), daemon=True
-        )
+        #: Training steps taken until the last `resume` or `rest`.
+        self.steps = 0
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=train_on, args=(core, theirs), daemon=True)
         self.process.start()
-
-    @property
-    def steps(self) -> int:
-        """Training steps taken so far."""
-        return int(self._steps.value)
+        theirs.close()
 
     def resume(self) -> None:
         """Train from here on; returns when a step has been taken."""
-        begun = self.steps
-        self._go.set()
-        self._until(lambda: self.steps > begun)
+        self._tell(True)
 
     def rest(self) -> None:
         """Stop training; returns when the process waits."""
-        self._go.clear()
-        self._until(self._resting.is_set)
+        self._tell(False)
 
     def end(self) -> None:
         """The process is gone afterwards, whatever it was doing."""
         self.process.kill()
         self.process.join()
+        self._pipe.close()
 
-    def _until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while not done():
-            if not self.process.is_alive():
-                raise RuntimeError(f"the load on core {self.core} ended with exit code {self.process.exitcode}")
-            if time.monotonic() > deadline:
+    def _tell(self, train: bool) -> None:
+        try:
+            self._pipe.send(train)
+            if not self._pipe.poll(_START_SECONDS):
                 raise RuntimeError(f"the load on core {self.core} did nothing for {_START_SECONDS:g} s")
-            time.sleep(0.005)
+            self.steps = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"the load on core {self.core} has ended") from error
 
 
-def train_for_ever(core: int, go: Any, resting: Any, steps: Any) -> None:
-    """Steps of SGD on ResNet-20, batch 32, one thread on `core`; waits while `go` is not set."""
+def train_on(core: int, orders: Connection) -> None:
+    """Steps of SGD on ResNet-20, batch 32, one thread on `core`, while the last order is True.
+
+    Each order is answered by the number of steps taken: True after the first step, False when there are no more. Ends
+    with the process that gives them.
+    """
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = resnet20()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     inputs, targets = torch.randn(32, *CIFAR_INPUT), torch.randint(10, (32,))
-    while True:
-        if not go.is_set():
-            resting.set()
-            go.wait()
-            resting.clear()
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-        with steps.get_lock():
-            steps.value += 1
+    steps, train = 0, False
+    with suppress(EOFError, OSError):
+        while True:
+            told = not train or orders.poll()
+            if told:
+                train = orders.recv()
+            if train:
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+                steps += 1
+            if told:
+                orders.send(steps)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class CudaRig:
             with torch.inference_mode(), arithmetic(self.precision):
                 on_device = [[value.to("cuda", copy=True) for value in inputs] for _ in range(2)]
                 works = [
-                    self._work(prepared_module(module, self.precision, self.channels_last).to("cuda"), values)
+                    self._work(on_cuda(prepared_module(module, self.precision, self.channels_last)), values)
                     for module, values in zip((candidate, reference), on_device, strict=True)
                 ]
                 clock = cuda_clock(flush_bytes=2 * l2_bytes(torch.cuda.current_device()) if self.flush else 0)
@@ -202,6 +202,11 @@ def prepared_module(module: nn.Module, precision: str, channels_last: bool) -> n
             if value.ndim == 4:
                 value.data = value.data.contiguous(memory_format=torch.channels_last)
     return copied
+
+
+def on_cuda(module: nn.Module) -> nn.Module:
+    """`module` on the device; one with 2:4 weights is there already, and some torch versions cannot move it."""
+    return module if holds_semi_structured(module) else module.to("cuda")
 
 
 def prepared_input(example: Tensor, batch: int, precision: str, channels_last: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Latency of a network from its shapes: multiply-accumulates in whole channel blocks, and a line through a few networks.
+"""Latency of a network from its shapes: multiply-accumulates in whole blocks, and a line through a few networks.
 
 What a device computes for 17 channels is what it computes for its next block (`evaluators.blocks`), so work is counted
 with channel counts rounded up to it. Relative latency is then close to linear in the work, and five or six measured
@@ -8,7 +8,7 @@ networks calibrate it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,8 +29,13 @@ from evaluators.modes import evaluating
 _IMAGE_CHANNELS = 4
 #: Tensors of this size and more hold weights, of which the shape is all that counts.
 _WEIGHT_BYTES = 4096
-#: What a fit may use, in the order in which they are tried.
-FEATURES: tuple[str, ...] = ("macs", "weights", "elements")
+#: Weights that stay in the near caches from one inference to the next, about: 2 MB in fp32. Larger networks read theirs
+#: from further away each time.
+_NEAR_WEIGHTS = 500_000
+#: With fewer networks than this a fit uses MACs alone.
+_FEW = 6
+#: What a fit may use: fields and properties of `Work`. The first always counts.
+FEATURES: tuple[str, ...] = ("macs", "streamed", "elements")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,13 @@ class Work:
     """Elements of their weights (of a product of two activations: of its second factor)."""
     elements: float = 0.0
     """Elements of their outputs."""
+
+    @property
+    def streamed(self) -> float:
+        """Weights read from beyond the near caches in each inference: few in small networks, all in large ones."""
+        # A cache gone through in a circle keeps nothing once it is too small: a step, softened.
+        share = 1.0 / (1.0 + (_NEAR_WEIGHTS / self.weights) ** 4) if self.weights else 0.0
+        return self.weights * share
 
     def __add__(self, other: Work) -> Work:
         return Work(self.macs + other.macs, self.weights + other.weights, self.elements + other.elements)
@@ -95,9 +107,11 @@ def onnx_work(model: bytes | Path, block: int, *, depthwise: int | None = None) 
     """
     blocks = _blocks(block, depthwise)
     try:
-        proto = onnx.load_model_from_string(model if isinstance(model, bytes) else model.read_bytes())
+        content = model if isinstance(model, bytes) else model.read_bytes()
     except OSError as error:
-        raise EvaluationError(f"cannot read {model}: {error.strerror or error}") from error
+        raise EvaluationError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    try:
+        proto = onnx.load_model_from_string(content)
     except Exception as error:
         raise EvaluationError(f"not an ONNX model: {one_line(error)}") from error
     shapes, batch = _inferred_shapes(proto)
@@ -149,11 +163,15 @@ class LatencyPredictor:
     constant: float
     """Relative latency of no work at all."""
     coefficients: Mapping[str, float]
-    """Relative latency for each unit of work; only the features in use (`FEATURES`)."""
+    """Relative latency for each unit of work; only the features that count (`FEATURES`)."""
     mean_error: float
-    """Mean relative error, each network predicted by a fit to the others (leave-one-out)."""
+    """Mean relative error, each network predicted by a fit to the others (leave-one-out): cautious, since the
+    smallest and the largest are then outside what was fitted.
+    """
     max_error: float
     """The largest of these errors."""
+    residual: float
+    """Mean relative error of the fit on its own networks: optimistic."""
     count: int
     """Networks fitted to."""
     stamp: Mapping[str, Any] = field(default_factory=dict)
@@ -170,8 +188,9 @@ class LatencyPredictor:
     ) -> LatencyPredictor:
         """Fit to at least three networks and their relative latencies; the dense one should be among them.
 
-        Least squares in relative errors. MACs always count; another feature joins only where it lowers the
-        leave-one-out error by a quarter, which needs five networks at least. Raises `EvaluationError`.
+        Least squares in relative errors, coefficients >= 0. Fewer than six networks fit MACs alone; six and more the
+        other features too, of which those that do not help come out as zero. Networks below half a million weights
+        should be among them if small ones are to be predicted. Raises `EvaluationError`.
         """
         blocks = _blocks(block, depthwise)
         if len(measured) < 3:
@@ -183,26 +202,21 @@ class LatencyPredictor:
             raise EvaluationError(f"a relative latency must be a positive finite number, got {odd:g}")
         if max(w.macs for w in works) <= min(w.macs for w in works):
             raise EvaluationError("the networks measured all do the same work: measure some of different widths")
-        chosen: tuple[str, ...] = FEATURES[:1]
-        errors = _left_out_errors(works, times, chosen)
-        while len(measured) >= len(chosen) + 4:
-            trials = {
-                (*chosen, name): _left_out_errors(works, times, (*chosen, name))
-                for name in FEATURES
-                if name not in chosen
-            }
-            best = min(trials, key=lambda names: float(trials[names].mean()), default=None)
-            if best is None or trials[best].mean() > 0.75 * errors.mean():
-                break
-            chosen, errors = best, trials[best]
-        constant, *slopes = _fit(works, times, chosen)
+        names = FEATURES if len(measured) >= _FEW else FEATURES[:1]
+        errors = _left_out_errors(works, times, names)
+        constant, *slopes = _fit(works, times, names)
         return cls(
             block=block,
             depthwise=blocks.depthwise,
             constant=constant,
-            coefficients=dict(zip(chosen, slopes, strict=True)),
+            coefficients={name: slope for name, slope in zip(names, slopes, strict=True) if slope > 0.0},
             mean_error=float(errors.mean()),
             max_error=float(errors.max()),
+            residual=float(
+                np.mean(
+                    [abs(_predicted(w, constant, names, slopes) / t - 1.0) for w, t in zip(works, times, strict=True)]
+                )
+            ),
             count=len(measured),
             stamp=dict(stamp or {}),
         )
@@ -217,7 +231,7 @@ class LatencyPredictor:
 
     def predict_work(self, work: Work) -> float:
         """Relative latency from work counted with this predictor's blocks."""
-        return self.constant + sum(slope * getattr(work, name) for name, slope in self.coefficients.items())
+        return _predicted(work, self.constant, self.coefficients, self.coefficients.values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -253,9 +267,12 @@ def _left_out_errors(works: Sequence[Work], times: np.ndarray, names: Sequence[s
     for i, work in enumerate(works):
         rest = [*works[:i], *works[i + 1 :]]
         constant, *slopes = _fit(rest, np.delete(times, i), names)
-        predicted = constant + sum(s * getattr(work, name) for s, name in zip(slopes, names, strict=True))
-        errors.append(abs(predicted / times[i] - 1.0))
+        errors.append(abs(_predicted(work, constant, names, slopes) / times[i] - 1.0))
     return np.array(errors)
+
+
+def _predicted(work: Work, constant: float, names: Iterable[str], slopes: Iterable[float]) -> float:
+    return constant + sum(slope * float(getattr(work, name)) for name, slope in zip(names, slopes, strict=True))
 
 
 def _blocks(block: int, depthwise: int | None) -> _Blocks:
@@ -349,14 +366,19 @@ class _Counter(TorchDispatchMode):
     """Adds up the work of all convolutions and matrix products that run under it, functional ones too."""
 
     def __init__(self, blocks: _Blocks) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = Work()
         self._blocks = blocks
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         aten = torch.ops.aten
+        if packet in (aten.native_batch_norm, aten.relu) and args[0].is_meta:
+            # PyTorch works these shapes out in Python, which would be most of the time of a residual network.
+            nothing = args[0].new_empty(0)
+            same = torch.empty_like(args[0])
+            return same if packet is aten.relu else (same, nothing, nothing)
+        out = func(*args, **(kwargs or {}))
         if packet is aten.convolution:
             source, weight, transposed, groups = args[0], args[1], args[6], args[8]
             self.total += _convolution_work(source.shape, weight.shape, out.shape, groups, transposed, self._blocks)

@@ -15,7 +15,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def device_block(job: Job) -> ChannelBlock:
     """The block of the deciding rig's device: from this user's cache, or measured in some seconds."""
     spec = job.deciding_rig
-    rig = make_rig(spec.name, threads=spec.threads)
+    rig = make_rig(spec.name, threads=spec.threads, precision=spec.precision)
 
     def measure(candidate: bytes, reference: bytes) -> Measurement:
         return rig.measure(candidate, reference, batch=spec.batch)

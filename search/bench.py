@@ -17,6 +17,7 @@ from admm.errors import PruneError
 from admm.plan import PruningPlan
 from evaluators import (
     ExportError,
+    LatencyRig,
     Measurement,
     RigUnavailable,
     count_macs,
@@ -31,7 +32,7 @@ from search.artefact import ship
 from search.atomic import json_text, parse_json
 from search.budget import Budget
 from search.errors import UserError
-from search.job import Job
+from search.job import Job, RigSpec
 from search.job_file import load_job
 from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
 from search.result import Baseline
@@ -48,6 +49,10 @@ WEIGHTS_NAME = "weights.safetensors"
 DATA_NAME = "data.json"
 
 
+#: Rigs that measure no ONNX file.
+OF_MODULES = ("cuda",)
+
+
 class Reporter(Protocol):
     """Where preparation says what it does."""
 
@@ -58,9 +63,14 @@ class Reporter(Protocol):
         """One epoch of training the dense network is over."""
 
 
+def open_rig(spec: RigSpec) -> LatencyRig:
+    """The rig of a job. Raises `RigUnavailable` where this machine lacks it."""
+    return make_rig(spec.name, threads=spec.threads, precision=spec.precision)
+
+
 def local_measure(job: Job, dense_onnx: bytes) -> MeasureOn:
     """Measure in this process; the rigs are opened once. Raises `RigUnavailable` for a rig this machine lacks."""
-    rigs = {spec.name: (make_rig(spec.name, threads=spec.threads), spec.batch) for spec in job.rigs}
+    rigs = {spec.name: (open_rig(spec), spec.batch) for spec in job.rigs}
 
     def measure(rig: str, candidate: bytes, reference: bytes | None = None) -> Measurement:
         opened, batch = rigs[rig]
@@ -84,9 +94,14 @@ class Prepared:
         """Check the job, its data and its network. Raises `UserError`, one line."""
         for i, spec in enumerate(job.rigs):
             try:
-                make_rig(spec.name, threads=spec.threads)
+                open_rig(spec)
             except RigUnavailable as error:
                 raise job.error(f"rigs.{i}", str(error)) from None
+            if spec.name in OF_MODULES:
+                raise job.error(
+                    f"rigs.{i}",
+                    f"rig {spec.name!r} measures PyTorch modules, and a job ships ONNX files: use onnxruntime-cuda",
+                )
         require_compute(job)
         task, model = prepare_task(job)
         require_finite(task, model)

@@ -45,6 +45,8 @@ class RigSpec(Section):
     name: Annotated[str, Field(min_length=1)]
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batch: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
+    """What a GPU's rig computes float32 in; None: its own choice. A processor computes what the file says."""
 
 
 class Budget(Section):

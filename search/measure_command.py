@@ -135,7 +135,7 @@ def measure_run(
     job = load_job(store.job_path)
     spec = _rig_spec(job, rig, threads, batch)
     try:
-        opened = make_rig(spec.name, threads=spec.threads)
+        opened = make_rig(spec.name, threads=spec.threads, precision=spec.precision)
     except RigUnavailable as error:
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
     baseline = store.read_baseline()
@@ -169,12 +169,9 @@ def measure_run(
 def _rig_spec(job: Job, rig: str | None, threads: int | None, batch: int | None) -> RigSpec:
     """The job's own threads and batch where it names the rig, one and one elsewhere; options go before both."""
     name = rig or job.deciding_rig.name
-    known = next((spec for spec in job.rigs if spec.name == name), None)
-    return RigSpec.model_construct(
-        name=name,
-        threads=threads if threads is not None else known.threads if known else 1,
-        batch=batch if batch is not None else known.batch if known else 1,
-    )
+    known = next((spec for spec in job.rigs if spec.name == name), RigSpec.model_construct(name=name))
+    asked = {"threads": threads, "batch": batch}
+    return known.model_copy(update={key: value for key, value in asked.items() if value is not None})
 
 
 def _record(
@@ -209,11 +206,7 @@ def _print(again: Sequence[Again], content: Mapping[str, Any], spec: RigSpec, co
     lines.append(f"then on {content['rig_then']}: {stamp_words(before)}{same if 'device' in before else ''}")
     print_lines(console, lines)
     judged = any(a.within_budget is not None for a in again)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     headings = ("trial", "accuracy", "drop\npp", "ms\nthen", "ms\nnow", "speedup\nthen", "speedup\nnow", "interval")
     for heading in (*headings, *(("within\nbudget",) if judged else ())):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -237,7 +230,7 @@ def _print(again: Sequence[Again], content: Mapping[str, Any], spec: RigSpec, co
     lines = [f"ms: median of {clock_words(stamp['clock'])}; interval: 95 %, of the speed-up over the dense network now"]
     lines += [f"trial {skip['trial']} was left out: {skip['reason']}" for skip in content["skipped"]]
     if len(again) == 1:
-        lines.append("no trial of this run is complete: only the dense network was measured")
+        lines.append("no trial of this run is on its front: only the dense network was measured")
     if content["budget"] is not None and not judged:
         lines.append("the budget is for another rig, or for other threads or another batch: it was not judged")
     elif judged and not any(a.within_budget for a in again):

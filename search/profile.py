@@ -80,17 +80,22 @@ def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: 
 
 def fastest_plan(profile: Profile, job: Job) -> PruningPlan:
     """The plan that should be fastest of the space: the most of all structures that save time on the deciding rig."""
-    return profile.space.extreme((*BLOCKED, "shape") if lowers(job) else BLOCKED)
+    return profile.space.extreme(fast_structures(job))
+
+
+def fast_structures(job: Job) -> tuple[str, ...]:
+    """The structures whose zeros save time on the deciding rig."""
+    return (*BLOCKED, "shape") if lowers(job) else BLOCKED
 
 
 def require_reachable(budget: Budget, fastest: Measurement, job: Job) -> None:
     """Raises `BudgetUnreachable` when even the smallest shapes miss the budget; it tells their cautious figures."""
     if budget.met_by(fastest):
         return
-    if any(structure in (*BLOCKED, *(("shape",) if lowers(job) else ())) for structure in job.structures):
+    if any(structure in fast_structures(job) for structure in job.structures):
         mend = f"raise sparsity.max ({job.sparsity.max:g}), lower sparsity.align ({job.align}), or add layers"
     else:
-        mend = f"or add the structure {BLOCKED[0]}: zeros alone save no time there"
+        mend = f"or add the structure {BLOCKED[0]}: single zeros save no time there"
     raise BudgetUnreachable(
         f"the budget of {budget} cannot be met: the fastest reachable network takes {fastest.latency_high_ms:.4g} ms, "
         f"{fastest.speedup_low:.2f}x: ask for less, {mend}"

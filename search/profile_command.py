@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,8 @@ from search.trial import MeasureOn
 SCHEMA = 1
 #: The rig whose runtime has the profiler that times layers.
 _TIMED_ON = "onnxruntime-cpu"
+#: The networks whose latency is told; the others are there for the predictor.
+SHOWN = ("dense", "middle", "fastest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,24 +218,19 @@ def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningP
     def share(of: float) -> dict[str, int]:
         return {name: int(of * steps + 0.5) for name, steps in ends.items()}
 
-    wanted: list[tuple[str, Mapping[str, int]]] = [("fastest", ends), ("middle", share(0.5)), ("quarter", share(0.25))]
-    wanted.append(("three quarters", share(0.75)))
-    wanted += [(f"random {i}", {name: rng.randint(0, steps) for name, steps in ends.items()}) for i in (1, 2)]
+    wanted: dict[str, Mapping[str, int]] = {"fastest": ends, "middle": share(0.5)}
+    wanted |= {"quarter": share(0.25), "three quarters": share(0.75)}
+    wanted |= {f"random {i}": {name: rng.randint(0, steps) for name, steps in ends.items()} for i in (1, 2)}
     dense = PruningPlan()
     plans, seen = {"dense": dense}, {dense.digest()}
-    for name, params in wanted:
+    for name, params in wanted.items():
         plan = space.plan(params)
         removes = any(sparsity > 0.0 for layer in plan.values() for sparsity in layer.values())
         if removes and plan.digest() not in seen:
             plans[name] = plan
             seen.add(plan.digest())
-    order = sorted(
-        plans, key=lambda name: ("dense", "middle", "fastest").index(name) if name in _SHOWN else len(_SHOWN)
-    )
+    order = [*(name for name in SHOWN if name in plans), *(name for name in plans if name not in SHOWN)]
     return {name: plans[name] for name in order}
-
-
-_SHOWN = ("dense", "middle", "fastest")
 
 
 def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callable[[str], None]) -> list[Network]:
@@ -285,19 +283,12 @@ def _layers(prepared: Prepared, times: Sequence[LayerTime], latency_ms: float) -
     shapes = layer_shapes(prepared.model)
     positions = output_positions(prepared.model, prepared.task.example_input)
     modules: dict[str, Any] = dict(prepared.model.named_modules())
-    weighted = [t.name for t in times if t.name in shapes and t.op != "Add"]
+    known = [time.name in shapes and time.op != "Add" for time in times]
+    calls = Counter(time.name for time, weighted in zip(times, known, strict=True) if weighted)
     rows = []
-    for time in times:
-        known = time.name in shapes and time.op != "Add"
-        rows.append(
-            Layer(
-                time=time,
-                weight=tuple(modules[time.name].weight.shape) if known else None,
-                # a layer that is called twice is two nodes
-                macs=shapes[time.name].size.weights * positions[time.name] // weighted.count(time.name)
-                if known
-                else None,
-                ms=time.share * latency_ms,
-            )
-        )
+    for time, weighted in zip(times, known, strict=True):
+        # a layer that is called twice is two nodes
+        macs = shapes[time.name].size.weights * positions[time.name] // calls[time.name] if weighted else None
+        weight = tuple(modules[time.name].weight.shape) if weighted else None
+        rows.append(Layer(time=time, weight=weight, macs=macs, ms=time.share * latency_ms))
     return tuple(rows)

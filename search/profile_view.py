@@ -203,8 +203,9 @@ def budget_lines(budget: Budget, fastest: Measurement) -> list[str]:
         assert budget.speedup is not None
         reached = f"{fastest.speedup_low:.2f}x"
         spare = fastest.speedup_low / budget.speedup
-    within, spared = ("within reach", "times as fast as asked") if budget.met_by(fastest) else ("out of reach", "of it")
+    within = "within reach" if budget.met_by(fastest) else "out of reach"
     return [
         f"budget     {budget}: {within}",
-        f"           the fastest network has {reached} at the cautious end of its interval, {spare:.2f} {spared}",
+        f"           the fastest network has {reached} at the cautious end of its interval, "
+        f"{spare:.2f} times as fast as asked",
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators import EvaluationError, LatencyRig, Measurement
-from search.atomic import StoreError, disk_errors, write_atomic
+from search.atomic import disk_errors, write_atomic
 from search.budget import Budget
 from search.errors import UserError
 from search.front import dense_result

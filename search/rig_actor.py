@@ -25,7 +25,9 @@ class RigActor:
     """Measures pairs of ONNX models, in the order they come in; holds no state that a restart could lose."""
 
     def __init__(self, rigs: list[dict[str, Any]]) -> None:
-        self._rigs = {r["name"]: (make_rig(r["name"], threads=r["threads"]), r["batch"]) for r in rigs}
+        self._rigs = {
+            r["name"]: (make_rig(r["name"], threads=r["threads"], precision=r["precision"]), r["batch"]) for r in rigs
+        }
 
     def measure(self, name: str, candidate: bytes, reference: bytes) -> dict[str, Any]:
         """One measurement on the named rig, as `Measurement.to_dict()`."""

@@ -47,8 +47,8 @@ def without_gain(plan: PruningPlan, lowered: Lowered | None, rig: str) -> tuple[
     """Say it plainly where a structure of the plan bought no time on the rig."""
     asked = {s for layer in plan for s, sparsity in plan[layer].items() if sparsity > 0.0}
     notes = []
-    if "unstructured" in asked:
-        notes.append(f"no gain on {rig} by unstructured: single zeros in dense kernels cost what weights cost")
+    for structure in sorted(asked & {"unstructured", "n:m"}):
+        notes.append(f"no gain on {rig} by {structure}: single zeros in dense kernels cost what weights cost")
     if "shape" in asked:
         columns = [layer for layer in plan if plan[layer].get("shape", 0.0) > 0.0]
         gained = [layer.name for layer in lowered.layers if layer.choice != "dense"] if lowered is not None else []

@@ -187,13 +187,7 @@ def test_impossible_thread_counts_are_refused(threads: Any) -> None:
 
 
 def test_rig_names() -> None:
-    assert rig_names() == ("onnxruntime-cpu",)
-
-
-@pytest.mark.parametrize("name", ["cuda", "onnxruntime-cuda"])
-def test_later_rigs_say_so(name: str) -> None:
-    with pytest.raises(RigUnavailable, match="measures onnxruntime-cpu only"):
-        make_rig(name)
+    assert rig_names()[:3] == ("onnxruntime-cpu", "cuda", "onnxruntime-cuda")
 
 
 def test_a_misspelt_rig_gets_the_nearest_spelling() -> None:

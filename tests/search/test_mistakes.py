@@ -177,7 +177,7 @@ def content(folder: Path) -> dict[str, tuple[int, int]]:
         ({"task": "task: wrong:unexportable"}, ["task 'u': the model cannot be exported: "]),
         ({"task": "task: wrong:hopeless"}, ["the dense network reaches", "below dense.min_accuracy 0.99: train longer (dense.epochs 1)"]),
         ({"rigs": "rigs: [onnxruntime-gpu]"}, ["bad.yaml:6: rigs.0: unknown rig 'onnxruntime-gpu': did you mean 'onnxruntime-cpu'?"]),
-        ({"rigs": "rigs: [cuda]"}, ["bad.yaml:6: rigs.0: rig 'cuda' is not in this version, which measures onnxruntime-cpu only"]),
+        ({"rigs": "rigs: [cuda]"}, ["bad.yaml:6: rigs.0: rig 'cuda' needs a CUDA device"]),
         ({"rigs": "rigs: [{name: onnxruntime-cpu, threads: 999}]"}, ["bad.yaml:6: rigs.0: threads must lie in 1..", "got 999"]),
         ({"budget": "budget: {latency_ms: 1, speedup: 2}"}, ["bad.yaml:6: budget: give latency_ms or speedup, not both"]),
         ({"resources": "resources: {cpus_per_trial: 4096}"}, ["bad.yaml:6: resources.cpus_per_trial: a trial needs 4096 CPUs, this machine has ", "lower it"]),
@@ -195,7 +195,7 @@ def test_a_job_that_is_wrong(
 ) -> None:
     write(here, "bad.yaml", **sections)
     if "unexportable" not in sections.get("task", ""):
-        monkeypatch.setattr(Prepared, "check_shapes", lambda self, job: None)  # seconds, and not what is wrong
+        monkeypatch.setattr(Prepared, "check_shapes", lambda self: None)  # seconds, and not what is wrong
     line = refused(here, ["search", "bad.yaml"], capfd)
     for needle in needles:
         assert needle in line
@@ -252,7 +252,7 @@ def test_a_job_that_is_wrong(
         ("measure runs", ["runs: a folder, not an ONNX file"]),
         ("measure four.onnx --against none.onnx", ["none.onnx: no such file"]),
         ("measure four.onnx --against five.onnx", ["candidate and reference read different inputs", "(1, 4)", "(1, 5)"]),
-        ("measure four.onnx --rig cuda", ["rig 'cuda' is not in this version"]),
+        ("measure four.onnx --rig cuda", ["rig 'cuda' needs a CUDA device"]),
         ("measure four.onnx --threads 0", ["threads must lie in 1..", "got 0"]),
         ("measure four.onnx --batch 0", ["batch must be an integer >= 1, got 0"]),
         ("measure four.onnx --batch 1.5", ["Invalid value for '--batch': '1.5' is not a whole number"]),
@@ -268,7 +268,7 @@ def test_a_command_line_that_is_wrong(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(here / "no ray"))
-    monkeypatch.setattr(Prepared, "check_shapes", lambda self, job: None)  # seconds, and none of these is about it
+    monkeypatch.setattr(Prepared, "check_shapes", lambda self: None)  # seconds, and none of these is about it
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there, nobody else takes it
         port = str(taken.getsockname()[1])
@@ -362,9 +362,9 @@ def test_a_budget_out_of_reach_is_told_before_anything_is_trained(
 def test_zeros_alone_are_said_to_save_no_time() -> None:
     measured = SimpleNamespace(latency_high_ms=1.02, speedup_low=0.98)
     with pytest.raises(
-        BudgetUnreachable, match=r"takes 1.02 ms, 0.98x: ask for less, or add the structure filter: zeros"
+        BudgetUnreachable, match=r"takes 1.02 ms, 0.98x: ask for less, or add the structure filter: single zeros"
     ):
-        require_reachable(Budget(speedup=2.0), cast(Measurement, measured), Job(task="a:b", structures=("shape",)))
+        require_reachable(Budget(speedup=2.0), cast(Measurement, measured), Job(task="a:b", structures=("unstructured",)))
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_a_cluster_that_is_lost_after_training_keeps_the_network(
     def lost(*arguments: object, **options: object) -> None:
         raise UserError("--address 10.0.0.1:6379: no Ray cluster answers there")
 
-    monkeypatch.setattr(Prepared, "check_shapes", lambda self, job: None)
+    monkeypatch.setattr(Prepared, "check_shapes", lambda self: None)
     driver: Callable[..., None] = lost
     monkeypatch.setitem(sys.modules, "search.driver", type("driver", (), {"run_search": staticmethod(driver)}))
     assert run(["search", "job.yaml", "--name", "kept"]) == 2

@@ -82,7 +82,7 @@ def _there(folder: Path) -> Iterator[None]:
 @pytest.fixture
 def quick(found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the export of the dense network ahead, which `found` has gone through."""
-    monkeypatch.setattr(Prepared, "check_shapes", lambda self, job: None)
+    monkeypatch.setattr(Prepared, "check_shapes", lambda self: None)
 
 
 def prune(*arguments: object) -> list[str]:
