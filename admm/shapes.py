@@ -26,7 +26,7 @@ def shaped_by_magnitude(model: nn.Module, groups: GroupMap, plan: PruningPlan, *
 
 
 def masks_by_magnitude(model: nn.Module, projector: Projector) -> Masks | None:
-    """The projection of the present weights, tensors compared by their share of their own energy; None: nothing goes."""
+    """The projection of the present weights, each tensor by shares of its own energy; None where nothing goes."""
     values = {n: p.detach() for n, p in model.named_parameters() if n in projector.variables}
     if not values:
         return None

@@ -11,19 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evaluators.accuracy import OnnxPredictor, Score, evaluate, module_predictor, top1
+    from evaluators.blocks import ChannelBlock, block_of
     from evaluators.counting import count_macs, count_params
     from evaluators.errors import EvaluationError, ExportError, RigError, RigUnavailable
+    from evaluators.lowering import LayerTimes, Lowered, LoweredLayer, lower
     from evaluators.measurement import DeviceStamp, Measurement
     from evaluators.onnx_export import batch_kind, export_onnx
     from evaluators.parity import ParityError, ParityReport, check_parity, compare_modules
+    from evaluators.predictor import LatencyPredictor
+    from evaluators.quantize import Int8Report, check_int8, quantize_int8
     from evaluators.rig import LatencyRig, make_rig, rig_names
     from evaluators.timing import PairedTiming, TimingSettings, time_pair
 
 __all__ = [
+    "ChannelBlock",
     "DeviceStamp",
     "EvaluationError",
     "ExportError",
+    "Int8Report",
+    "LatencyPredictor",
     "LatencyRig",
+    "LayerTimes",
+    "Lowered",
+    "LoweredLayer",
     "Measurement",
     "OnnxPredictor",
     "PairedTiming",
@@ -34,14 +44,18 @@ __all__ = [
     "Score",
     "TimingSettings",
     "batch_kind",
+    "block_of",
+    "check_int8",
     "check_parity",
     "compare_modules",
     "count_macs",
     "count_params",
     "evaluate",
     "export_onnx",
+    "lower",
     "make_rig",
     "module_predictor",
+    "quantize_int8",
     "rig_names",
     "time_pair",
     "top1",
@@ -49,11 +63,15 @@ __all__ = [
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "accuracy": ("OnnxPredictor", "Score", "evaluate", "module_predictor", "top1"),
+    "blocks": ("ChannelBlock", "block_of"),
     "counting": ("count_macs", "count_params"),
     "errors": ("EvaluationError", "ExportError", "RigError", "RigUnavailable"),
+    "lowering": ("LayerTimes", "Lowered", "LoweredLayer", "lower"),
     "measurement": ("DeviceStamp", "Measurement"),
     "onnx_export": ("batch_kind", "export_onnx"),
     "parity": ("ParityError", "ParityReport", "check_parity", "compare_modules"),
+    "predictor": ("LatencyPredictor",),
+    "quantize": ("Int8Report", "check_int8", "quantize_int8"),
     "rig": ("LatencyRig", "make_rig", "rig_names"),
     "timing": ("PairedTiming", "TimingSettings", "time_pair"),
 }

@@ -68,10 +68,8 @@ class Network:
 
     @property
     def error(self) -> float | None:
-        """Of the prediction, relative to the measured latency relative to dense."""
-        if self.predicted_ms is None:
-            return None
-        return self.predicted_ms / self.measured.dense_latency_ms * self.measured.speedup - 1.0
+        """Of the prediction, relative to what was measured."""
+        return None if self.predicted_ms is None else self.predicted_ms / self.measured.latency_ms - 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,8 +269,9 @@ def _predicted(network: Network, predictor: LatencyPredictor | None) -> Network:
     if predictor is None:
         return network
     with suppress(EvaluationError):  # a rewritten file whose shapes cannot be inferred has no prediction
-        # of the dense network's latency in the same pairs, as the speed-up is
-        return replace(network, predicted_ms=predictor.predict(network.content) * network.measured.dense_latency_ms)
+        # dense took this long by the paired speed-up: so the error is one of the ratio, which alone is predicted
+        dense_ms = network.measured.latency_ms * network.measured.speedup
+        return replace(network, predicted_ms=predictor.predict(network.content) * dense_ms)
     return network
 
 
