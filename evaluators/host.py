@@ -25,13 +25,13 @@ _ISAS: tuple[tuple[str, str], ...] = (
 @cache
 def cpu_model() -> str:
     """The processor's name for itself, or the machine type where the system does not tell."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
+    return cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 @cache
 def cpu_isa() -> str:
     """Widest vector instruction set the processor has; the machine type where the system does not tell."""
-    info = _cpuinfo()
+    info = cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     for name, flag in _ISAS:
         if flag in flags:
@@ -70,7 +70,7 @@ def pinned_to_one_core() -> Iterator[int | None]:
 
 
 @cache
-def _cpuinfo() -> dict[str, str]:
+def cpuinfo() -> dict[str, str]:
     """Key and value of the first processor's lines; empty where there is no such file."""
     try:
         text = _CPUINFO.read_text(errors="replace")

@@ -68,7 +68,7 @@ def check_parity(
 
     Raises `RigError` for a file that cannot be loaded or run, `ValueError` for no inputs.
     """
-    return _compare(module_predictor(module), OnnxPredictor(onnx), inputs, tolerance, floor)
+    return compare(module_predictor(module), OnnxPredictor(onnx), inputs, tolerance, floor)
 
 
 def compare_modules(
@@ -79,10 +79,10 @@ def compare_modules(
     floor: float = FLOOR,
 ) -> ParityReport:
     """Compare two modules in evaluation mode, `a` being the reference."""
-    return _compare(module_predictor(a), module_predictor(b), inputs, tolerance, floor)
+    return compare(module_predictor(a), module_predictor(b), inputs, tolerance, floor)
 
 
-def _compare(a: Predict, b: Predict, inputs: Sequence[Tensor], tolerance: float, floor: float) -> ParityReport:
+def compare(a: Predict, b: Predict, inputs: Sequence[Tensor], tolerance: float, floor: float) -> ParityReport:
     if not inputs or any(len(batch) == 0 for batch in inputs):
         raise ValueError("parity needs at least one batch, and none may be empty")
     max_abs = scale = 0.0

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from evaluators.accuracy import OnnxPredictor
 from evaluators.errors import EvaluationError, one_line
-from evaluators.host import _cpuinfo
+from evaluators.host import cpuinfo
 from evaluators.ort_session import PROVIDER
-from evaluators.parity import FLOOR, ParityError, ParityReport, _compare
+from evaluators.parity import FLOOR, ParityError, ParityReport, compare
 
 #: Key of the file's metadata that says what its weights are kept in; a file without it is fp32.
 PRECISION_KEY = "prunefront.precision"
@@ -34,7 +34,7 @@ PRECISION_KEY = "prunefront.precision"
 #: 0.024. Calibrated on inputs ten times too large 0.066 to 0.135, half as large 0.45 to 0.83, on zeros 0.87 to 1.7.
 INT8_TOLERANCE = 0.05
 #: Least fraction of samples on which both forms put the same class first. The networks above: 1 where trained to 98 %
-#: and more; 0.973 and up for ResNet-20 at 60 %, whose classes lie close together. Calibrated on zeros 0.12 to 0.93.
+#: and more; 0.973 and up for ResNet-20 at 60 %, whose classes lie close together. Calibrated on zeros 0.11 to 0.93.
 INT8_AGREEMENT = 0.95
 
 #: Samples run at once: the calibration run holds every tensor of the graph.
@@ -93,7 +93,7 @@ def saturates() -> bool:
     """Whether this processor adds pairs of U8 x S8 products in 16 bits: x86 without VNNI, or not known to have it."""
     if platform.machine().lower() not in _X86:
         return False
-    return not set(_VNNI_FLAGS) & set(_cpuinfo().get("flags", "").split())
+    return not set(_VNNI_FLAGS) & set(cpuinfo().get("flags", "").split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def check_int8(
         said[side].append(pair[side](batch))
         return said[side][-1]
 
-    parity = _compare(lambda x: listening(0, x), lambda x: listening(1, x), inputs, tolerance, FLOOR)
+    parity = compare(lambda x: listening(0, x), lambda x: listening(1, x), inputs, tolerance, FLOOR)
     agreed = _agreement(torch.cat(said[0]), torch.cat(said[1]))
     if parity.ok and not agreed >= agreement:
         reason = f"parity breach: the same class is first on {agreed:.4f} of the samples, {agreement:g} is needed"

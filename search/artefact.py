@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evaluators import OnnxPredictor, ParityReport, Score, check_parity, evaluate, export_onnx
+from evaluators import Int8Report, OnnxPredictor, ParityReport, Score, check_parity, evaluate, export_onnx
 from evaluators.lowering import Lowered
 from evaluators.parity import LOWERED_TOLERANCE
 from search.atomic import write_atomic
@@ -17,6 +17,8 @@ from search.tasks.base import PreparedTask
 
 #: Inputs of the parity gate, of each kind.
 RANDOM, REAL = 8, 32
+#: Training inputs that an int8 file is calibrated on.
+CALIBRATION = 256
 #: ONNX bytes -> the same network rewritten; None where nothing is to be rewritten.
 Lower = Callable[[bytes], Lowered | None]
 
@@ -53,19 +55,30 @@ def ship(
         content = done.content
         parity = check_parity(model, content, inputs, tolerance=LOWERED_TOLERANCE).require()
     if quantize == "int8":
-        content, parity = _int8(content, task)
+        content, report = int8_file(content, task)
+        parity = report.parity
     if content != path.read_bytes():
         write_atomic(path, content)
     score = evaluate(OnnxPredictor(path), task.val_batches(), task.task.metric)
     return Artefact(path=path, content=content, parity=parity, score=score, lowered=done)
 
 
-def _int8(content: bytes, task: PreparedTask) -> tuple[bytes, ParityReport]:
-    """The file with int8 weights and activations, held to its own gate on validation data."""
+def int8_file(content: bytes, task: PreparedTask) -> tuple[bytes, Int8Report]:
+    """The file with int8 weights and activations, and how it agrees with the one it was made from.
+
+    Calibrated and compared on the same training inputs: on others the accuracy decides. Raises `ParityError` where they
+    disagree, `EvaluationError` for a network that cannot be quantised.
+    """
     from evaluators.quantize import check_int8, quantize_int8
 
-    quantized = quantize_int8(content, (inputs for inputs, _ in task.train_batches(0)))
-    return quantized, check_int8(content, quantized, [inputs for inputs, _ in task.val_batches()]).require().parity
+    inputs, samples = [], 0
+    for batch, _ in task.train_batches(0):
+        inputs.append(batch[: CALIBRATION - samples])
+        samples += len(inputs[-1])
+        if samples >= CALIBRATION:
+            break
+    quantized = quantize_int8(content, inputs, samples=CALIBRATION)
+    return quantized, check_int8(content, quantized, inputs).require()
 
 
 def random_like(example: Tensor, samples: int) -> Tensor:

@@ -54,6 +54,11 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_d
 Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
 
 
+NoAlign = Annotated[
+    bool, typer.Option("--no-align", metavar="", help="Any width, not only multiples of the device's block.")
+]
+
+
 @app.command()
 def search(
     job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder to go on with.")],
@@ -70,10 +75,7 @@ def search(
     seed: Annotated[
         int | None, typer.Option(metavar="S", parser=whole, help="Seed of the sampler and of the training.")
     ] = None,
-    align: Annotated[
-        int | None,
-        typer.Option(metavar="N", parser=whole, help="Kept counts are multiples of N; else as in the job."),
-    ] = None,
+    no_align: NoAlign = False,
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
@@ -95,7 +97,7 @@ def search(
         latency_ms=latency_ms,
         speedup=speedup,
         seed=seed,
-        align=align,
+        align=1 if no_align else None,
         address=address,
         console=Console(highlight=False),
     )
@@ -122,13 +124,15 @@ def export(
         float | None, typer.Option(metavar="PP", parser=number, help="Largest accuracy drop, in percentage points.")
     ] = None,
     trial: Annotated[int | None, typer.Option(metavar="N", parser=whole, help="A trial by its number.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", metavar="", help="Quantise it, calibrated on training data.")] = False,
 ) -> None:
     """Export one network of a run.
 
     Give exactly one of --latency-ms and --speedup (the most accurate network within it), --max-drop (the fastest
-    that drops no more) and --trial. The network is measured once more before it is handed over.
+    that drops no more) and --trial. The network is measured once more before it is handed over; with --int8 it is
+    quantised first, and its accuracy and latency are those of the int8 file.
     """
-    from search.commands import export_from_run
+    from search.export_command import export_from_run
 
     export_from_run(
         run,
@@ -137,6 +141,7 @@ def export(
         speedup=speedup,
         max_drop=max_drop,
         trial=trial,
+        int8=int8,
         console=Console(highlight=False),
     )
 
@@ -159,6 +164,7 @@ def prune(
         str | None,
         typer.Option(metavar="NAMES", help="What a number may remove: unstructured,filter; else as in the job."),
     ] = None,
+    no_align: NoAlign = False,
 ) -> None:
     """Prune one network, by one number or by a plan of your own.
 
@@ -175,6 +181,7 @@ def prune(
         compression_x=compression_x,
         mac_fraction=mac_fraction,
         structures=structures,
+        align=1 if no_align else None,
         console=Console(highlight=False),
     )
 

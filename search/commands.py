@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import sys
@@ -82,54 +81,6 @@ def show_front(run: Path, *, as_json: bool, console: Console) -> None:
         "problems": store.problems(),
     }
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def export_from_run(
-    run: Path,
-    out: Path,
-    *,
-    latency_ms: float | None,
-    speedup: float | None,
-    max_drop: float | None,
-    trial: int | None,
-    console: Console,
-) -> None:
-    """`prunefront export`."""
-    from search.bench import local_measure
-    from search.export import candidates, export_trial, require_new
-
-    asked = {"--latency-ms": latency_ms, "--speedup": speedup, "--max-drop": max_drop, "--trial": trial}
-    given = [option for option, value in asked.items() if value is not None]
-    if len(given) != 1:
-        said = "nothing was said" if not given else f"{' and '.join(given)} were given"
-        raise UserError(f"say which network to export by exactly one of {', '.join(asked)}: {said}")
-    for option, value in asked.items():
-        least, bound = (0.0, "above 0") if option in ("--latency-ms", "--speedup") else (-1e-9, "at least 0")
-        if value is not None and not least < value < math.inf:
-            raise UserError(f"{option} must be {bound}, got {value:g}")
-    require_new(out)
-    store = RunStore.open(run)
-    job = load_job(store.job_path)
-    baseline = store.read_baseline()
-    rig = job.deciding_rig.name
-    budget = None
-    if latency_ms is not None or speedup is not None:
-        budget = Budget(latency_ms=latency_ms, speedup=speedup, rig=rig)
-    chosen = candidates(baseline, store.results(), budget=budget, max_drop=max_drop, trial=trial)
-    measure = local_measure(job, (store.baseline_dir / "model.onnx").read_bytes())
-    done = export_trial(store, chosen, out, measure=lambda content: measure(rig, content), budget=budget)
-    for number, figure in done.refused:
-        console.print(Text(f"trial {number} was passed over: measured again it takes {figure}"), soft_wrap=True)
-    best, measured = done.trial, done.measured
-    figures = f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"
-    console.print(
-        Text(
-            f"exported trial {best.number} to {out}: accuracy {best.accuracy:.4f} "
-            f"(drop {best.accuracy_drop or 0.0:.2f} pp), {figures} "
-            f"({measured.speedup_low:.2f}-{measured.speedup_high:.2f}) against dense, measured again now"
-        ),
-        soft_wrap=True,
-    )
 
 
 def environment(job: Job) -> dict[str, Any]:

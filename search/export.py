@@ -131,18 +131,22 @@ def export_trial(
                 continue
         measured = measure(content)
         if budget is not None and not budget.met_by(measured):
-            refused.append((trial.number, f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"))
+            refused.append((trial.number, f"measured again it takes {_figures(measured)}"))
             continue
         _write(store, trial, measured, out, int8)
         return Exported(trial=trial, measured=measured, int8=int8, refused=tuple(refused))
-    number, figure = refused[0]
+    number, why = refused[0]
     if quantize is not None:
         asked = f"keeps the budget of {budget}" if budget is not None else "can be handed over"
-        raise BudgetUnreachable(f"no trial {asked} in int8 (trial {number}: {figure}): ask for less, or no int8")
+        raise BudgetUnreachable(f"no trial {asked} in int8 (trial {number}: {why}): ask for less, or no int8")
     raise BudgetUnreachable(
         f"{len(refused)} trial{'s' if len(refused) > 1 else ''} kept the budget of {budget} in the search, none does "
-        f"now (trial {number}: {figure}): is this the machine it was searched on?"
+        f"now (trial {number}: {why}): is this the machine it was searched on?"
     )
+
+
+def _figures(measured: Measurement) -> str:
+    return f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"
 
 
 def require_new(out: Path) -> None:

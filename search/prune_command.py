@@ -47,6 +47,7 @@ def prune_to_folder(
     compression_x: float | None = None,
     mac_fraction: float | None = None,
     structures: str | None = None,
+    align: int | None = None,
     console: Console,
 ) -> None:
     """Prune by a plan or to a number; leaves model.onnx, plan.json, weights, trace and result.json in `out`.
@@ -60,7 +61,7 @@ def prune_to_folder(
     require_new(out)
     text = read_plan_text(plan) if plan is not None else "{}"
     wanted = _recorded(text, plan) if plan is not None else None
-    job = load_job(source / JOB_NAME if is_run(source) else source)
+    job = load_job(source / JOB_NAME if is_run(source) else source).with_overrides(align=align)
     job = as_in_trial(job, text, plan) if plan is not None else job.model_copy(update={"budget": None})
     chosen = wanted.structures if isinstance(wanted, Target) else chosen
     if chosen is not None:

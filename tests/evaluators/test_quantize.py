@@ -334,5 +334,5 @@ def test_7_bits_where_the_processor_saturates(
     machine: str, flags: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr(quantize, "_cpuinfo", lambda: {"flags": flags})
+    monkeypatch.setattr(quantize, "cpuinfo", lambda: {"flags": flags})
     assert quantize.saturates() is expected

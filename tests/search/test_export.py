@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluators.accuracy import Score
+from evaluators.errors import EvaluationError
 from evaluators.measurement import DeviceStamp, Measurement
 from search import export
 from search.budget import Budget
@@ -153,17 +155,51 @@ def test_what_misses_the_budget_when_measured_again_is_passed_over(store: RunSto
         store, asked(budget), tmp_path / "out", measure=measures({0: 0.71, 2: 0.7, 3: 0.4}), budget=budget
     )
     assert done.trial.number == 3
-    assert done.refused == ((0, "0.71 ms, 1.41x"), (2, "0.7 ms, 1.43x"))
+    assert done.refused == (
+        (0, "measured again it takes 0.71 ms, 1.41x"),
+        (2, "measured again it takes 0.7 ms, 1.43x"),
+    )
     assert json.loads((tmp_path / "out" / "card.json").read_text())["trial"] == 3
 
 
 def test_nothing_is_exported_when_all_miss(store: RunStore, tmp_path: Path) -> None:
     budget, out = Budget(speedup=2.2), tmp_path / "out"
     with pytest.raises(
-        BudgetUnreachable, match=r"2 trials kept .* none does now \(trial 3: 2 ms, 0.50x\): is this the"
+        BudgetUnreachable, match=r"2 trials kept .* none does now \(trial 3: measured again it takes 2 ms, 0.50x\): is"
     ):
         export_trial(store, asked(budget), out, measure=measures({3: 2.0, 1: 2.0}), budget=budget)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_an_int8_export_has_figures_of_its_own(store: RunStore, tmp_path: Path) -> None:
+    baseline, results = store.read_baseline(), store.results()
+    budget, out = Budget(speedup=1000.0), tmp_path / "out"
+    with pytest.raises(BudgetUnreachable):
+        candidates(baseline, results, budget=budget)
+    chosen = candidates(baseline, results, budget=budget, recorded=False)  # int8 may reach what no record reaches
+    assert [r.number for r in chosen[:1]] == [max(chosen, key=lambda r: r.accuracy or 0.0).number]
+    seen: list[bytes] = []
+
+    def quantize(content: bytes) -> export.Quantized:
+        seen.append(content)
+        if len(seen) == 1:
+            raise EvaluationError("parity breach")
+        return export.Quantized(content=b"ints", score=Score(value=0.5, stderr=0.1, samples=10), agreement=0.97)
+
+    measured = measurement(1e-4)
+    done = export_trial(store, chosen, out, measure=lambda content: measured, budget=budget, quantize=quantize)
+    assert done.trial.number == chosen[1].number
+    assert done.refused == ((chosen[0].number, "parity breach"),)
+    assert (out / "model.onnx").read_bytes() == b"ints"
+    card = json.loads((out / "card.json").read_text())
+    assert (card["accuracy"], card["accuracy_stderr"], card["test"]) == (0.5, 0.1, None)
+    assert card["accuracy_drop"] == pytest.approx(100.0 * (baseline.accuracy - 0.5))
+    assert card["int8"] == {"agreement": 0.97, "fp32_accuracy": chosen[1].accuracy}
+    with pytest.raises(BudgetUnreachable, match="no trial can be handed over in int8 .*it drops"):
+        export_trial(
+            store, chosen[1:2], tmp_path / "no", measure=lambda content: measured, quantize=quantize, max_drop=0.1
+        )
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("broken", ["copy", "card", "rename"])

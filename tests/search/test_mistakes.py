@@ -364,7 +364,9 @@ def test_zeros_alone_are_said_to_save_no_time() -> None:
     with pytest.raises(
         BudgetUnreachable, match=r"takes 1.02 ms, 0.98x: ask for less, or add the structure filter: single zeros"
     ):
-        require_reachable(Budget(speedup=2.0), cast(Measurement, measured), Job(task="a:b", structures=("unstructured",)))
+        require_reachable(
+            Budget(speedup=2.0), cast(Measurement, measured), Job(task="a:b", structures=("unstructured",))
+        )
 
 
 @pytest.mark.parametrize(

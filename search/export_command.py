@@ -1,0 +1,93 @@
+"""`prunefront export`: one network of a run, measured once more, as it is or in int8."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from evaluators import OnnxPredictor, evaluate
+from search.artefact import int8_file
+from search.bench import local_measure, prepare_task, require_same_data
+from search.budget import Budget
+from search.errors import UserError
+from search.export import Quantized, candidates, export_trial, require_new
+from search.job import Job
+from search.job_file import load_job
+from search.store import RunStore
+
+
+def export_from_run(
+    run: Path,
+    out: Path,
+    *,
+    latency_ms: float | None,
+    speedup: float | None,
+    max_drop: float | None,
+    trial: int | None,
+    int8: bool,
+    console: Console,
+) -> None:
+    """`prunefront export`."""
+    asked = {"--latency-ms": latency_ms, "--speedup": speedup, "--max-drop": max_drop, "--trial": trial}
+    given = [option for option, value in asked.items() if value is not None]
+    if len(given) != 1:
+        said = "nothing was said" if not given else f"{' and '.join(given)} were given"
+        raise UserError(f"say which network to export by exactly one of {', '.join(asked)}: {said}")
+    for option, value in asked.items():
+        least, bound = (0.0, "above 0") if option in ("--latency-ms", "--speedup") else (-1e-9, "at least 0")
+        if value is not None and not least < value < math.inf:
+            raise UserError(f"{option} must be {bound}, got {value:g}")
+    require_new(out)
+    store = RunStore.open(run)
+    job = load_job(store.job_path)
+    baseline = store.read_baseline()
+    rig = job.deciding_rig.name
+    budget = None
+    if latency_ms is not None or speedup is not None:
+        budget = Budget(latency_ms=latency_ms, speedup=speedup, rig=rig)
+    if int8 and job.quantize == "int8":
+        raise UserError("--int8: the trials of this run are int8 files already: leave it out")
+    chosen = candidates(baseline, store.results(), budget=budget, max_drop=max_drop, trial=trial, recorded=not int8)
+    measure = local_measure(job, (store.baseline_dir / "model.onnx").read_bytes())
+    done = export_trial(
+        store,
+        chosen,
+        out,
+        measure=lambda content: measure(rig, content),
+        budget=budget,
+        quantize=quantizer(store, job) if int8 else None,
+        max_drop=max_drop,
+    )
+    for number, why in done.refused:
+        console.print(Text(f"trial {number} was passed over: {why}"), soft_wrap=True)
+    best, measured = done.trial, done.measured
+    accuracy, drop = best.accuracy, best.accuracy_drop or 0.0
+    if done.int8 is not None:
+        accuracy = done.int8.score.value
+        drop = 100.0 * (baseline.accuracy - accuracy)
+    figures = f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"
+    console.print(
+        Text(
+            f"exported trial {best.number}{' in int8' if done.int8 is not None else ''} to {out}: accuracy "
+            f"{accuracy:.4f} (drop {drop:.2f} pp), {figures} "
+            f"({measured.speedup_low:.2f}-{measured.speedup_high:.2f}) against dense, measured again now"
+        ),
+        soft_wrap=True,
+    )
+
+
+def quantizer(store: RunStore, job: Job) -> Callable[[bytes], Quantized]:
+    """Turns files of a run into int8, calibrated on its training data and scored on its validation data."""
+    task, _ = prepare_task(job)
+    require_same_data(store, task)
+
+    def quantize(content: bytes) -> Quantized:
+        quantized, report = int8_file(content, task)
+        score = evaluate(OnnxPredictor(quantized), task.val_batches(), task.task.metric)
+        return Quantized(content=quantized, score=score, agreement=report.agreement)
+
+    return quantize
