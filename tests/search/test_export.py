@@ -195,7 +195,7 @@ def test_an_int8_export_has_figures_of_its_own(store: RunStore, tmp_path: Path) 
     assert (card["accuracy"], card["accuracy_stderr"], card["test"]) == (0.5, 0.1, None)
     assert card["accuracy_drop"] == pytest.approx(100.0 * (baseline.accuracy - 0.5))
     assert card["int8"] == {"agreement": 0.97, "fp32_accuracy": chosen[1].accuracy}
-    with pytest.raises(BudgetUnreachable, match="no trial can be handed over in int8 .*it drops"):
+    with pytest.raises(BudgetUnreachable, match=r"no trial can be handed over in int8 .*it drops"):
         export_trial(
             store, chosen[1:2], tmp_path / "no", measure=lambda content: measured, quantize=quantize, max_drop=0.1
         )
