@@ -118,7 +118,7 @@ def measure(layer: Layer, structure: str, settings: TimingSettings) -> dict[str,
         theirs = partial(reference, numbers, structure, keep, cut)
         row["agrees"] &= bool(np.array_equal(found, theirs()))
         timing = time_pair(ours, theirs, settings=settings, clock=host_clock(threads=1))
-        gains = [r / c for r, c in zip(timing.reference_ns, timing.candidate_ns, strict=True)]
+        gains = [r / c for r, c in zip(timing.reference_quiet_ns, timing.candidate_quiet_ns, strict=True)]
         row |= {
             "project_ms": round(median(timing.candidate_ns) / 1e6, 3),
             f"{name}_ms": round(median(timing.reference_ns) / 1e6, 3),

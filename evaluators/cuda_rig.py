@@ -229,6 +229,8 @@ def per_inference(timing: PairedTiming, inferences: int) -> PairedTiming:
         timing,
         candidate_ns=tuple(value / inferences for value in timing.candidate_ns),
         reference_ns=tuple(value / inferences for value in timing.reference_ns),
+        candidate_quiet_ns=tuple(value / inferences for value in timing.candidate_quiet_ns),
+        reference_quiet_ns=tuple(value / inferences for value in timing.reference_quiet_ns),
         candidate_wall_ns=tuple(value / inferences for value in timing.candidate_wall_ns),
     )
 

@@ -16,6 +16,8 @@ from evaluators.measurement import DeviceStamp, Measurement
 
 _NS_PER_MS = 1e6
 _MOST_CALLS = 1_000_000
+#: The quantile of a block's repeats that ratios are made of.
+QUIET = 0.25
 
 Work = Callable[[], object]
 
@@ -56,6 +58,11 @@ class PairedTiming:
 
     candidate_ns: tuple[float, ...]
     reference_ns: tuple[float, ...]
+    """Medians of a block's repeats: what a call takes."""
+    candidate_quiet_ns: tuple[float, ...]
+    reference_quiet_ns: tuple[float, ...]
+    """Lower quartiles of a block's repeats: what the ratios are made of, since others on the machine only ever add
+    time. Idle they are the medians' ratios; beside a trainer on the same core they move much less."""
     candidate_wall_ns: tuple[float, ...]
     """Wall time of each repeat of the candidate during which the thread never waited for a core."""
     rejected: int
@@ -67,7 +74,7 @@ class PairedTiming:
         """The figures of this run in milliseconds, with the stamp of where it ran."""
         settings = self.settings
         low, high = bootstrap_median(self.candidate_ns, settings)
-        log_ratios = _log_ratios(self.reference_ns, self.candidate_ns)
+        log_ratios = _log_ratios(self.reference_quiet_ns, self.candidate_quiet_ns)
         log_low, log_high = bootstrap_median(log_ratios, settings)
         wall = np.asarray(self.candidate_wall_ns) / _NS_PER_MS
         return Measurement(
@@ -92,8 +99,9 @@ class PairedTiming:
 def time_pair(candidate: Work, reference: Work, *, settings: TimingSettings, clock: Clock) -> PairedTiming:
     """Time `candidate` against `reference` in ABBA order (reference, candidate, candidate, reference, ...).
 
-    Each block drops its first call; a block's value is the median of its repeats on the deciding clock. Drift
-    that is slow against a pair cancels in the pair's ratio, and ABBA cancels what is linear between pairs.
+    Each block drops its first call; a block's value is the median of its repeats on the deciding clock, for a ratio
+    their lower quartile. Drift that is slow against a pair cancels in the pair's ratio, and ABBA cancels what is
+    linear between pairs.
     Raises `RigError` if the deciding clock does not move; whatever the callables raise passes through.
     """
     started = clock.wall()
@@ -102,12 +110,14 @@ def time_pair(candidate: Work, reference: Work, *, settings: TimingSettings, clo
     for pair in range(settings.max_pairs):
         for side in (first, second) if pair % 2 == 0 else (second, first):
             side.run_block()
-        converged = _within_bound(_log_ratios(first.blocks_ns, second.blocks_ns), settings)
+        converged = _within_bound(_log_ratios(first.quiet_ns, second.quiet_ns), settings)
         if pair + 1 >= settings.min_pairs and converged:
             break
     return PairedTiming(
         candidate_ns=tuple(second.blocks_ns),
         reference_ns=tuple(first.blocks_ns),
+        candidate_quiet_ns=tuple(second.quiet_ns),
+        reference_quiet_ns=tuple(first.quiet_ns),
         candidate_wall_ns=tuple(second.wall_ns),
         rejected=second.rejected,
         converged=converged,
@@ -137,6 +147,7 @@ class _Side:
     calls: int = 1
     repeats: int = 1
     blocks_ns: list[float] = field(default_factory=list)
+    quiet_ns: list[float] = field(default_factory=list)
     wall_ns: list[float] = field(default_factory=list)
     rejected: int = 0
 
@@ -191,9 +202,11 @@ class _Side:
                 else:
                     self.rejected += 1
         value = float(np.median(deciding))
-        if value <= 0:
+        quiet = float(np.quantile(deciding, QUIET))
+        if quiet <= 0:
             raise RigError("the deciding clock stood still during a block: it cannot time this model")
         self.blocks_ns.append(value)
+        self.quiet_ns.append(quiet)
 
 
 def _log_ratios(reference: Sequence[float], candidate: Sequence[float]) -> list[float]:

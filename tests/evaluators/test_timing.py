@@ -194,6 +194,23 @@ def test_quantiles_are_exact(durations: list[int]) -> None:
     )
 
 
+def test_what_neighbours_add_to_half_of_the_repeats_moves_no_ratio() -> None:
+    """A trainer on the same core empties the caches now and then: repeats are slower then, never faster."""
+    clock = FakeClock()
+    calls = 0
+
+    def candidate() -> None:
+        nonlocal calls
+        calls += 1
+        clock.advance(MS // 2 if calls % 2 else MS)
+
+    settings = TimingSettings(min_pairs=9, max_pairs=9, resamples=50)
+    timing = time_pair(candidate, clock.call(2 * MS), settings=settings, clock=clock)
+    assert set(timing.candidate_quiet_ns) == {MS // 2}
+    assert all(value > MS // 2 for value in timing.candidate_ns)  # what a call takes is told as it is
+    assert timing.measurement(STAMP).speedup == pytest.approx(4.0)
+
+
 def test_waiting_for_a_core_is_left_out_of_wall_figures_only() -> None:
     clock = FakeClock()
     seen = 0
@@ -306,6 +323,8 @@ def test_unconverged_timing_says_so() -> None:
     timing = PairedTiming(
         candidate_ns=(1.0 * MS,),
         reference_ns=(2.0 * MS,),
+        candidate_quiet_ns=(1.0 * MS,),
+        reference_quiet_ns=(2.0 * MS,),
         candidate_wall_ns=(1.0 * MS,),
         rejected=0,
         converged=False,
