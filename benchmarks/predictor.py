@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from claim import Claim
+from networks_zoo import IMAGE, ResNet18
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -55,7 +56,8 @@ def cases(*, quick: bool, tiny: bool) -> list[Case]:
         name="resnet20", network=resnet20, shape=CIFAR_INPUT, plans=4 if quick else 40, rounds=1 if quick else 5
     )
     large = Case(name="resnet18", network=resnet18, shape=CIFAR_INPUT, plans=40, rounds=5)
-    return [small] if quick else [large, small]
+    image = Case(name="resnet18_224", network=ResNet18, shape=IMAGE, plans=40, rounds=3)
+    return [small] if quick else [large, image, small]
 
 
 def calibration_plans(groups: GroupMap) -> dict[str, PruningPlan]:
@@ -164,13 +166,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="ResNet-20, 4 plans, one round: under a minute")
     parser.add_argument("--tiny", action="store_true", help="LeNet-5, 3 plans: seconds, figures mean nothing")
+    parser.add_argument("--rows", nargs="+", choices=[c.name for c in cases(quick=False, tiny=False)])
     parser.add_argument("--record", action="store_true", help="add the figures to results/predictor.json")
     options = parser.parse_args()
     if options.record and (options.quick or options.tiny):
         parser.error("--record keeps figures of the full benchmark only")
     torch.set_num_threads(1)
     rig = make_rig("onnxruntime-cpu", threads=1)
-    rows = {case.name: measure(case, rig) for case in cases(quick=options.quick, tiny=options.tiny)}
+    chosen = [c for c in cases(quick=options.quick, tiny=options.tiny) if not options.rows or c.name in options.rows]
+    if not chosen:
+        parser.error("--rows names none of the reduced form's networks: leave it out")
+    rows = {case.name: measure(case, rig) for case in chosen}
     show(rows)
     claim = claim_of(rows, quick=options.quick, tiny=options.tiny)
     if options.record:

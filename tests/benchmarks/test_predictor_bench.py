@@ -16,7 +16,7 @@ import torch
 
 from admm.groups import find_groups
 from evaluators.measurement import DeviceStamp
-from evaluators.predictor import onnx_work
+from evaluators.work import onnx_work
 from search.tasks.networks import CIFAR_INPUT, resnet20
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "predictor.py"

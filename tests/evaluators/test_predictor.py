@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from evaluators.counting import count_macs
 from evaluators.errors import EvaluationError
 from evaluators.onnx_export import export_onnx
-from evaluators.predictor import LatencyPredictor, Work, aligned_macs, module_macs, module_work, onnx_work
+from evaluators.predictor import LatencyPredictor
+from evaluators.work import Work, aligned_macs, module_macs, module_work, onnx_work
 from search.tasks.networks import CIFAR_INPUT, MNIST_INPUT, LeNet5, resnet20
 from tests.evaluators.models import ZOO
 

@@ -16,7 +16,7 @@ import torch
 import search.profile_command as profile_command
 from evaluators import Measurement, make_rig
 from evaluators.layer_times import LayerTime
-from evaluators.predictor import aligned_macs
+from evaluators.work import aligned_macs
 from search.bench import Prepared
 from search.cli import run
 from search.job_file import load_job
