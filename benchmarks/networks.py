@@ -6,9 +6,9 @@ Three ways to the same share of every layer, weights random, one thread, batch 1
 * `shape`: columns of every convolution, chosen by magnitude, the file lowered by `evaluators.lowering`;
 * `peer`: torch-pruning's uniform magnitude pruning with its widths as they come, unaligned, measured by the same rig.
 
-The ideal is the MAC ratio of the network as it is after rounding, zeros free; the share is speed-up / ideal. What is
-shipped is never slower than dense, since the dense file is at hand: `shipped` is 1.0 where a network came out slower.
-Bars: at least 0.85 of the ideal at 50 % filters and 0.75 at 75 %, and nothing slower than dense.
+The ideal is the MAC ratio of the network as it is after rounding, zeros free; the share is speed-up / ideal. Bars: at
+least 0.85 of the ideal at 50 % filters and 0.75 at 75 %, and nothing surely slower than dense (a speed-up whose whole
+interval lies below 1).
 """
 
 from __future__ import annotations
@@ -112,7 +112,6 @@ class Bench:
             "interval": [round(measured.speedup_low, 3), round(measured.speedup_high, 3)],
             "converged": measured.converged,
             "share": round(measured.speedup / ideal, 4),
-            "shipped": round(max(measured.speedup, 1.0), 3),
             "dense_ms": round(measured.dense_latency_ms, 4),
             "layers": [layer.choice for layer in lowered.layers] if lowered is not None else None,
         }
@@ -136,7 +135,8 @@ def holds(row: dict[str, Any]) -> bool:
     if row["way"] == "peer":
         return True
     bar = BARS.get(row["sparsity"], 0.0) if row["way"] == "filter" else 0.0
-    return bool(row["share"] >= bar and row["shipped"] >= 1.0)
+    # a network that is surely slower than dense: its whole interval lies below 1
+    return bool(row["share"] >= bar and row["interval"][1] >= 1.0)
 
 
 def main() -> None:

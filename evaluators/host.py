@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+#: Highest clock of the first core, in kHz; a virtual machine has no such file.
+_HIGHEST_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 #: Widest first: (name in the stamp, flag in /proc/cpuinfo).
 _ISAS: tuple[tuple[str, str], ...] = (
     ("avx512", "avx512f"),
@@ -24,8 +26,12 @@ _ISAS: tuple[tuple[str, str], ...] = (
 
 @cache
 def cpu_model() -> str:
-    """The processor's name for itself, or the machine type where the system does not tell."""
-    return cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
+    """The processor's name for itself with its highest clock, or the machine type where the system does not tell."""
+    name = cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
+    try:
+        return f"{name}, up to {int(_HIGHEST_KHZ.read_text()) // 1000} MHz"
+    except (OSError, ValueError):
+        return name
 
 
 @cache

@@ -65,6 +65,12 @@ class Lowered:
     """Measured, the whole lowered file over the unlowered one; 1.0 where nothing was rewritten."""
     changed: bool
 
+    def undone(self, content: bytes, reason: str) -> Lowered:
+        """The same search for rewrites, none of them used: `content` is the unlowered file."""
+        reasons = {layer.name: reason for layer in self.layers if layer.choice != "dense"}
+        layers = tuple(_undone(layer, reasons) for layer in self.layers)
+        return Lowered(content=content, layers=layers, speedup=1.0, changed=False)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary, without the content."""
         layers = [layer.to_dict() for layer in self.layers]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from evaluators.blocks import ChannelBlock, block_of
 from evaluators.measurement import Measurement
-from evaluators.rig import make_rig
-from search.job import Job
+from evaluators.rig import LatencyRig, make_rig
+from search.job import Job, RigSpec
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def device_block(job: Job) -> ChannelBlock:
-    """The block of the deciding rig's device: from this user's cache, or measured in some seconds."""
-    spec = job.deciding_rig
-    rig = make_rig(spec.name, threads=spec.threads, precision=spec.precision)
+@cache
+def device_block(spec: RigSpec) -> ChannelBlock:
+    """The block of a rig's device: from this user's cache, or measured in some seconds; once a process."""
+    rig = open_rig(spec)
 
     def measure(candidate: bytes, reference: bytes) -> Measurement:
         return rig.measure(candidate, reference, batch=spec.batch)
@@ -23,11 +25,15 @@ def device_block(job: Job) -> ChannelBlock:
     return block_of(rig.stamp(spec.batch), measure, batch=spec.batch)
 
 
-def aligned(job: Job, model: nn.Module) -> tuple[Job, str | None]:
+def open_rig(spec: RigSpec) -> LatencyRig:
+    """The rig of a job. Raises `RigUnavailable` where this machine lacks it."""
+    return make_rig(spec.name, threads=spec.threads, precision=spec.precision)
+
+
+def aligned(job: Job, model: nn.Module, found: ChannelBlock) -> tuple[Job, str | None]:
     """(the job with `auto` replaced, a note on it); a job that says its block is left as it is, without a note."""
     if job.sparsity.align != "auto":
         return job, None
-    found = device_block(job)
     width = max(found.block, found.depthwise) if has_depthwise(model) else found.block
     note = f"kept counts are multiples of {width}, the channel block measured on {job.deciding_rig.name}"
     return job.aligned(width), f"{note} ({found.note})" if found.note else note

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,26 +19,24 @@ from admm.errors import PruneError
 from admm.plan import PruningPlan
 from evaluators import (
     ExportError,
-    LatencyRig,
     Measurement,
     RigUnavailable,
     count_macs,
     count_params,
-    make_rig,
 )
 from evaluators.errors import EvaluationError
 from evaluators.lowering import LayerTimes
 from evaluators.modes import evaluating, module_output
-from search.alignment import aligned
+from search.alignment import aligned, device_block, open_rig
 from search.artefact import ship
 from search.atomic import json_text, parse_json
 from search.budget import Budget
 from search.errors import UserError
-from search.job import Job, RigSpec
+from search.job import Job
 from search.job_file import load_job
 from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
 from search.result import Baseline
-from search.shipped import as_shipped
+from search.shipped import SHAPE_SAMPLES, Form, calibration_inputs, lowers, shipped_form
 from search.store import MODEL_NAME, RunStore, write_atomic
 from search.tasks.base import PreparedTask, check_task, prepare
 from search.tasks.data import Arrays
@@ -61,11 +61,6 @@ class Reporter(Protocol):
 
     def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
         """One epoch of training the dense network is over."""
-
-
-def open_rig(spec: RigSpec) -> LatencyRig:
-    """The rig of a job. Raises `RigUnavailable` where this machine lacks it."""
-    return make_rig(spec.name, threads=spec.threads, precision=spec.precision)
 
 
 def local_measure(job: Job, dense_onnx: bytes) -> MeasureOn:
@@ -93,23 +88,38 @@ class Prepared:
     def of(cls, job: Job) -> Prepared:
         """Check the job, its data and its network. Raises `UserError`, one line."""
         for i, spec in enumerate(job.rigs):
-            try:
-                open_rig(spec)
-            except RigUnavailable as error:
-                raise job.error(f"rigs.{i}", str(error)) from None
             if spec.name in OF_MODULES:
                 raise job.error(
                     f"rigs.{i}",
                     f"rig {spec.name!r} measures PyTorch modules, and a job ships ONNX files: use onnxruntime-cuda",
                 )
+            try:
+                open_rig(spec)
+            except RigUnavailable as error:
+                raise job.error(f"rigs.{i}", str(error)) from None
         require_compute(job)
         task, model = prepare_task(job)
         require_finite(task, model)
-        job, note = aligned(job, model)
+        measured = device_block(job.deciding_rig) if lowers(job) or job.sparsity.align == "auto" else None
+        note = None
+        if measured is not None:
+            job, note = aligned(job, model, measured)
         profile = profile_network(job, model, task.example_input)
+        profile = replace(profile, block=job.align if measured is None else measured.block)
         if note is not None:
             profile = replace(profile, notes=(note, *profile.notes))
         return cls(job=job, task=task, model=model, profile=profile)
+
+    def form(self, measure: MeasureOn) -> Callable[[bytes], Form]:
+        """What turns a file of shapes into the form that a trial of them would ship."""
+        return partial(
+            shipped_form,
+            self.job,
+            measure=measure,
+            block=self.profile.block,
+            times=LayerTimes(),
+            calibration=partial(calibration_inputs, self.task, SHAPE_SAMPLES),
+        )
 
     def check_shapes(self) -> None:
         """Export the dense network, and measure the smallest one against it where there is a budget.
@@ -122,12 +132,16 @@ class Prepared:
             dense = shapes_onnx(self.model, groups, PruningPlan(), example, align)
         except ExportError as error:
             raise UserError(f"task {self.task.task.name!r}: {error}: torch.export must follow its forward") from error
-        budget = Budget.of(job)
+        budget, measure = Budget.of(job), local_measure(job, dense)
+        form = self.form(measure)
+        if job.quantize == "int8":
+            try:
+                form(dense)
+            except EvaluationError as error:
+                raise UserError(f"task {self.task.task.name!r} cannot be quantised: {error}") from error
         if budget is not None:
-            measure = local_measure(job, dense)
             smallest = shapes_onnx(self.model, groups, fastest_plan(self.profile, job), example, align)
-            shipped = as_shipped(job, self.task, smallest, measure, LayerTimes())
-            require_reachable(budget, measure(budget.rig, shipped), job)
+            require_reachable(budget, measure(budget.rig, form(smallest).content), job)
 
 
 def require_compute(job: Job) -> None:
@@ -246,6 +260,15 @@ def load_dense(path: Path, model: nn.Module) -> None:
         raise UserError(f"{path} does not fit the task's network ({line}): has the task changed since?") from None
 
 
+def dense_onnx(store: RunStore) -> bytes:
+    """The run's dense file. Raises `UserError` where it is gone."""
+    path = store.baseline_dir / MODEL_NAME
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise UserError(f"{path} is gone, and every network is measured against it: put it back from a copy") from None
+
+
 def _baseline(store: RunStore, job: Job, task: PreparedTask, model: nn.Module) -> Baseline:
     """Export, check, score and measure the dense network; it is measured against itself."""
     try:
@@ -285,6 +308,6 @@ def open_bench(
         dense=model.eval(),
         profile=Profile.from_dict(store.read_profile()),
         baseline=store.read_baseline(),
-        measure=measure or local_measure(job, (store.baseline_dir / MODEL_NAME).read_bytes()),
+        measure=measure or local_measure(job, dense_onnx(store)),
         device=device or torch.device("cpu"),
     )

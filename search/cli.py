@@ -129,8 +129,8 @@ def export(
     """Export one network of a run.
 
     Give exactly one of --latency-ms and --speedup (the most accurate network within it), --max-drop (the fastest
-    that drops no more) and --trial. The network is measured once more before it is handed over; with --int8 it is
-    quantised first, and its accuracy and latency are those of the int8 file.
+    that drops no more) and --trial. The network is measured once more before it is handed over. With --int8 trials are
+    quantised first, in the order of their fp32 accuracy: what is asked is asked of the int8 file.
     """
     from search.export_command import export_from_run
 

@@ -36,7 +36,9 @@ class Quantized:
     score: Score
     """Validation metric of the int8 file."""
     agreement: float
-    """Share of validation samples on which it puts the same class first as the file it was made from."""
+    """Share of the inputs it was calibrated on for which it puts the same class first as the fp32 file."""
+    lowered: Mapping[str, Any] | None = None
+    """What stays rewritten in it (`Lowered.to_dict()`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ def export_trial(
     *,
     measure: Callable[[bytes], Measurement],
     budget: Budget | None = None,
-    quantize: Callable[[bytes], Quantized] | None = None,
+    quantize: Callable[[TrialResult, bytes], Quantized] | None = None,
     max_drop: float | None = None,
 ) -> Exported:
     """Export the first of `chosen` that keeps the budget when measured once more, now and here.
@@ -120,7 +122,7 @@ def export_trial(
         content, int8 = store.model_path(trial.number).read_bytes(), None
         if quantize is not None:
             try:
-                int8 = quantize(content)
+                int8 = quantize(trial, content)
             except EvaluationError as error:
                 refused.append((trial.number, str(error)))
                 continue
@@ -136,6 +138,8 @@ def export_trial(
         _write(store, trial, measured, out, int8)
         return Exported(trial=trial, measured=measured, int8=int8, refused=tuple(refused))
     number, why = refused[0]
+    if quantize is not None and budget is None and max_drop is None:
+        raise UserError(f"trial {number} cannot be exported in int8: {why}: export it without --int8")
     if quantize is not None:
         asked = f"keeps the budget of {budget}" if budget is not None else "can be handed over"
         raise BudgetUnreachable(f"no trial {asked} in int8 (trial {number}: {why}): ask for less, or no int8")
@@ -216,9 +220,11 @@ def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quan
         "measured_in_search": trial.measurements,
         "measured_at_export": measured.to_dict(),
         "dense": {"accuracy": baseline.accuracy, "macs": baseline.macs, "params": baseline.params},
-        "lowered": trial.lowered,
+        "lowered": trial.lowered if int8 is None else int8.lowered,
         "notes": list(trial.notes),
-        "reproduce": f"prunefront prune {store.root} --plan plan.json --out NEW_FOLDER",
+        "reproduce": f"prunefront prune {store.root} --plan plan.json --out NEW_FOLDER"
+        if int8 is None
+        else f"prunefront export {store.root} --trial {trial.number} --int8 --out NEW_FOLDER",
     }
 
 

@@ -116,7 +116,7 @@ class Job(Section):
     @property
     def align(self) -> int:
         """The block that kept counts are multiples of; raises `ValueError` while it is `auto`, see `aligned`."""
-        if self.sparsity.align == "auto":
+        if not isinstance(self.sparsity.align, int):
             raise ValueError("sparsity.align is auto: the device's block was not measured yet")
         return self.sparsity.align
 

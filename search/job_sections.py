@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from search.spelling import nearest
 
 Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured"]
 
@@ -23,13 +25,21 @@ class LayerSelection(Section):
     exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
+def _align(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    mend = "; did you mean 'auto'?" if isinstance(value, str) and nearest(value, ["auto"]) else ""
+    got = str(value).lower() if isinstance(value, bool) else repr(value)
+    raise ValueError(f"must be auto or a whole number of at least 1, got {got}{mend}")
+
+
 class SparsityRange(Section):
     """The sparsities that the search may ask for, as fractions of the dense layer."""
 
     min: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    align: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    align: Annotated[int | str, BeforeValidator(_align)] = "auto"
     """Kept counts of filters and channels are multiples of this: `auto` measures the device's block; 1 turns it off."""
 
     @model_validator(mode="after")

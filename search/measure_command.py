@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators import RigUnavailable, make_rig
+from search.alignment import open_rig
 from search.atomic import StoreError, json_text
 from search.clocks import clock_words
 from search.commands import is_run
@@ -135,7 +136,7 @@ def measure_run(
     job = load_job(store.job_path)
     spec = _rig_spec(job, rig, threads, batch)
     try:
-        opened = make_rig(spec.name, threads=spec.threads, precision=spec.precision)
+        opened = open_rig(spec)
     except RigUnavailable as error:
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
     baseline = store.read_baseline()

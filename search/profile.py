@@ -32,6 +32,8 @@ class Profile:
     """The layers the job lets the search touch."""
     space: Space
     notes: tuple[str, ...]
+    block: int = 16
+    """The device's channel block, which rewrites are padded to; kept counts are multiples of the job's `align`."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -40,6 +42,7 @@ class Profile:
             "layers": list(self.layers),
             "space": self.space.to_dict(),
             "notes": list(self.notes),
+            "block": self.block,
         }
 
     @classmethod
@@ -50,6 +53,7 @@ class Profile:
             layers=tuple(content["layers"]),
             space=Space.from_dict(content["space"]),
             notes=tuple(content["notes"]),
+            block=int(content.get("block", 16)),
         )
 
 

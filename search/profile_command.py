@@ -19,7 +19,6 @@ from admm.shapes import shaped_by_magnitude
 from evaluators import EvaluationError, ExportError, Measurement, count_macs
 from evaluators.blocks import ChannelBlock
 from evaluators.layer_times import LayerTime, layer_times
-from evaluators.lowering import LayerTimes
 from evaluators.predictor import LatencyPredictor
 from search.alignment import device_block
 from search.atomic import json_text
@@ -31,7 +30,6 @@ from search.job_file import load_job
 from search.measure_command import progress
 from search.profile import fastest_plan, require_reachable, shapes_onnx
 from search.profile_view import print_profile
-from search.shipped import as_shipped
 from search.store import RunStore
 from search.trial import MeasureOn
 
@@ -170,7 +168,7 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
         raise UserError(f"task {task.name!r}: {error}: torch.export must follow its forward") from error
     measure = local_measure(job, dense)
     say("measuring the device's channel block: some seconds, kept for the next time")
-    block = device_block(job)
+    block = device_block(job.deciding_rig)
     networks = _networks(prepared, dense, measure, say)
     by_name = {network.name: network for network in networks}
     fastest = by_name.get("fastest", networks[0])
@@ -193,7 +191,7 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
         align=job.align,
         predictor=predictor,
         why_no_predictor=why,
-        networks=tuple(_predicted(network, predictor) for network in networks),
+        networks=tuple(_predicted(n, predictor if n.fitted or n.name == "middle" else None) for n in networks),
         budget=budget,
         on_budget_rig=on_budget_rig,
         notes=(*prepared.task.notes, *prepared.profile.notes),
@@ -234,12 +232,10 @@ def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningP
 def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callable[[str], None]) -> list[Network]:
     """Every plan exported in the form that a trial would ship, and measured against the dense network."""
     plans, rig = plans_to_measure(prepared), prepared.job.deciding_rig.name
-    known, networks = LayerTimes(), []
+    form, networks = prepared.form(measure), []
     for i, (name, plan) in enumerate(plans.items()):
         say(f"measuring network {i + 1} of {len(plans)}: {name}")
-        content = dense
-        if name != "dense":
-            content = as_shipped(prepared.job, prepared.task, _export(prepared, plan), measure, known)
+        content = dense if name == "dense" else form(_export(prepared, plan)).content
         small = shaped_by_magnitude(prepared.model, prepared.profile.groups, plan, align=prepared.job.align)
         networks.append(
             Network(
@@ -247,7 +243,8 @@ def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callabl
                 macs=count_macs(small, prepared.task.example_input),
                 content=content,
                 measured=measure(rig, content),
-                fitted=name != "middle",
+                # int8 files lie on a line of their own, which the dense fp32 file is not on
+                fitted=name != "middle" and (name != "dense" or prepared.job.quantize == "off"),
             )
         )
     return networks

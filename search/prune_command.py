@@ -31,6 +31,7 @@ from search.job import Job
 from search.job_file import load_job
 from search.job_sections import SparsityRange
 from search.prune_view import PruneView
+from search.recipe import as_begun
 from search.record import RESULT_NAME, result_text
 from search.spelling import suggest
 from search.store import JOB_NAME, RunStore
@@ -61,8 +62,10 @@ def prune_to_folder(
     require_new(out)
     text = read_plan_text(plan) if plan is not None else "{}"
     wanted = _recorded(text, plan) if plan is not None else None
-    job = load_job(source / JOB_NAME if is_run(source) else source).with_overrides(align=align)
+    job = load_job(source / JOB_NAME if is_run(source) else source)
+    job = as_begun(RunStore.open(source), job) if is_run(source) else job
     job = as_in_trial(job, text, plan) if plan is not None else job.model_copy(update={"budget": None})
+    job = job.with_overrides(align=align)
     chosen = wanted.structures if isinstance(wanted, Target) else chosen
     if chosen is not None:
         job = job.model_copy(update={"structures": chosen})

@@ -11,11 +11,21 @@ from search.store import RunStore
 #: Sections of a job that may not change between two starts; budget, trials, resources and the space may.
 FIXED = ("task", "task_args", "admm", "finetune", "compute", "lower", "quantize")
 
+#: What the trials of a run did whose version knew no such setting.
+EARLIER: dict[str, Any] = {"lower": False, "quantize": "off"}
+
 
 def recipe_of(job: Job) -> dict[str, Any]:
     """The fixed sections of a job, JSON-ready: kept in environment.json."""
     content = job.model_dump(mode="json")
     return {name: content[name] for name in FIXED}
+
+
+def as_begun(store: RunStore, job: Job) -> Job:
+    """The job of a run with what an earlier version, which knew no such settings, did in their place."""
+    recipe = store.environment().get("recipe")
+    missing = {} if recipe is None else {k: v for k, v in EARLIER.items() if k not in recipe}
+    return job.model_copy(update=missing)
 
 
 def require_same_recipe(store: RunStore, job: Job) -> None:
@@ -24,7 +34,8 @@ def require_same_recipe(store: RunStore, job: Job) -> None:
     if before is None:
         return
     for name in FIXED:
-        then, new = before.get(name, now[name]), now[name]  # a run of an earlier version knew fewer sections
+        # a run of an earlier version knew fewer sections
+        then, new = before.get(name, EARLIER.get(name, now[name])), now[name]
         if then == new:
             continue
         if isinstance(then, dict) and isinstance(new, dict):

@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluators import EvaluationError, LatencyRig, Measurement
 from search.atomic import disk_errors, write_atomic
+from search.bench import dense_onnx
 from search.budget import Budget
 from search.errors import UserError
 from search.front import dense_result
@@ -62,9 +63,8 @@ def measure_again(
     """The dense network first, then the trials; (trial, reason) of those that cannot be measured."""
     # A budget is one of a rig as the job has it: with other threads or another batch it says nothing.
     budget = Budget.of(job) if spec in job.rigs and spec.name == budget_rig(job) else None
+    dense_onnx(store)  # said at once where it is gone
     dense = store.baseline_dir / MODEL_NAME
-    if not dense.is_file():
-        raise UserError(f"{dense} is gone, and every network is measured against it: put it back from a copy")
 
     def judged(trial: TrialResult, model: Path) -> Again:
         now = rig.measure(model, dense, batch=spec.batch)

@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 
-from evaluators import Measurement, make_rig
+from evaluators import Measurement
 from evaluators.errors import EvaluationError, RigError, one_line
+from search.alignment import open_rig
 from search.errors import AttemptLost
-from search.job import Job
+from search.job import Job, RigSpec
 from search.trial import MeasureOn
 
 #: The custom resource that a machine offers which may measure.
@@ -25,9 +26,7 @@ class RigActor:
     """Measures pairs of ONNX models, in the order they come in; holds no state that a restart could lose."""
 
     def __init__(self, rigs: list[dict[str, Any]]) -> None:
-        self._rigs = {
-            r["name"]: (make_rig(r["name"], threads=r["threads"], precision=r["precision"]), r["batch"]) for r in rigs
-        }
+        self._rigs = {r["name"]: (open_rig(RigSpec(**r)), r["batch"]) for r in rigs}
 
     def measure(self, name: str, candidate: bytes, reference: bytes) -> dict[str, Any]:
         """One measurement on the named rig, as `Measurement.to_dict()`."""

@@ -22,7 +22,7 @@ from search.errors import UserError
 from search.final_scores import score_front
 from search.job import Job
 from search.job_file import load_job
-from search.recipe import require_same_recipe
+from search.recipe import as_begun, require_same_recipe
 from search.result import TrialResult
 from search.signals import INTERRUPTED
 from search.store import RunStore, driver_lock, next_run_dir, write_atomic
@@ -54,7 +54,7 @@ def run_or_resume(
             raise UserError("--name and --storage belong to a new run: leave them out to go on with one")
         store = RunStore.open(target)
         with driver_lock(target), _interruptible(view, target):
-            job = load_job(store.job_path)
+            job = as_begun(store, load_job(store.job_path))
             require_same_recipe(store, job)
             job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, align=align)
             prepared = _checked(job, address)

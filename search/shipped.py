@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from evaluators import Measurement
 from evaluators.lowering import LayerTimes, Lowered, lower
+from evaluators.quantize import Int8Report, check_int8, quantize_int8
 
 if TYPE_CHECKING:
     from admm.plan import PruningPlan
@@ -15,8 +21,21 @@ if TYPE_CHECKING:
 
 #: Rigs whose runtime the rewrites are made for.
 LOWERED_ON = ("onnxruntime-cpu",)
-#: Training inputs that quantised shapes are calibrated on: for latency few are enough.
-SHAPE_SAMPLES = 32
+#: Training inputs that an int8 file is calibrated on, and fewer that do where only its latency counts.
+CALIBRATION, SHAPE_SAMPLES = 256, 32
+#: (candidate, reference) -> paired measurement on the deciding rig.
+Pair = Callable[[bytes, bytes], Measurement]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A file as it is shipped, and what became of it on the way."""
+
+    content: bytes
+    lowered: Lowered | None = None
+    """None where the job leaves files as they are."""
+    int8: Int8Report | None = None
+    """How the int8 file agrees with the one it was made from; None of an fp32 file."""
 
 
 def lowers(job: Job) -> bool:
@@ -24,23 +43,59 @@ def lowers(job: Job) -> bool:
     return job.lower and job.deciding_rig.name in LOWERED_ON
 
 
-def lowered(job: Job, content: bytes, measure: MeasureOn, times: LayerTimes) -> Lowered | None:
-    """`content` rewritten and measured; None where the job leaves files as they are. `times` is read and added to."""
-    if not lowers(job):
-        return None
-    rig = job.deciding_rig
-    return lower(content, partial(measure, rig.name), block=job.align, batch=rig.batch, known=times)
+def shipped_form(
+    job: Job,
+    content: bytes,
+    measure: MeasureOn,
+    *,
+    block: int,
+    times: LayerTimes,
+    calibration: Callable[[], list[Tensor]],
+) -> Form:
+    """The fp32 file `content` in the form that the job asks for.
+
+    `block` is the device's channel block, whatever the job aligns to; `times` is read and added to. Raises
+    `EvaluationError` for a network that cannot be quantised, or that says something else then.
+    """
+    done, pair = None, partial(measure, job.deciding_rig.name)
+    if lowers(job):
+        done = lower(content, pair, block=block, batch=job.deciding_rig.batch, known=times)
+    if job.quantize != "int8":
+        return Form(content=content if done is None else done.content, lowered=done)
+    inputs = calibration()
+    quantized, report, rewritten = fastest_int8(content, done, inputs, pair)
+    if done is not None and done.changed and not rewritten:
+        done = done.undone(content, "undone: in int8 the file as it was is faster")
+    return Form(content=quantized, lowered=done, int8=report)
 
 
-def as_shipped(job: Job, task: PreparedTask, content: bytes, measure: MeasureOn, times: LayerTimes) -> bytes:
-    """An ONNX file of shapes in the form that a trial of them would ship: for latency, not for accuracy."""
-    done = lowered(job, content, measure, times)
-    content = content if done is None else done.content
-    if job.quantize == "int8":
-        from evaluators.quantize import quantize_int8
+def fastest_int8(
+    plain: bytes, done: Lowered | None, inputs: list[Tensor], pair: Pair
+) -> tuple[bytes, Int8Report, bool]:
+    """(int8 file, how it agrees with its fp32 form, whether that was the rewritten one).
 
-        content = quantize_int8(content, (inputs for inputs, _ in task.train_batches(0)), samples=SHAPE_SAMPLES)
-    return content
+    A rewrite that pays in fp32 may cost time in int8: the rewritten file is quantised beside the plain one, and kept
+    only where it is surely not slower. Both are calibrated on `inputs` [batch, ...].
+    """
+    samples = sum(len(batch) for batch in inputs)
+    chosen, source, rewritten = quantize_int8(plain, inputs, samples=samples), plain, False
+    if done is not None and done.changed:
+        other = quantize_int8(done.content, inputs, samples=samples)
+        if pair(other, chosen).speedup_low >= 1.0:
+            chosen, source, rewritten = other, done.content, True
+    return chosen, check_int8(source, chosen, inputs).require(), rewritten
+
+
+def calibration_inputs(task: PreparedTask, samples: int = CALIBRATION) -> list[Tensor]:
+    """The first inputs of a training epoch, `samples` in all where there are so many."""
+    inputs: list[Tensor] = []
+    missing = samples
+    for batch, _ in task.train_batches(0):
+        inputs.append(batch[:missing])
+        missing -= len(inputs[-1])
+        if missing <= 0:
+            break
+    return inputs
 
 
 def without_gain(plan: PruningPlan, lowered: Lowered | None, rig: str) -> tuple[str, ...]:

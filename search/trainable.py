@@ -15,9 +15,9 @@ from ray import tune
 import search
 from admm.plan import PruningPlan
 from evaluators.errors import one_line
-from search.bench import open_bench
+from search.bench import dense_onnx, open_bench
 from search.rig_actor import remote_measure
-from search.store import MODEL_NAME, RunStore
+from search.store import RunStore
 from search.trial import Bench, TrialSpec
 from search.worker import TrialRun
 
@@ -48,7 +48,7 @@ class PruneTrainable(tune.Trainable):
         identity = (str(self._store.root), self._store.job_path.stat().st_mtime)
         if PruneTrainable._bench is None or PruneTrainable._bench_of != identity:
             device = torch.device("cuda" if torch.cuda.is_available() and config["gpus"] > 0 else "cpu")
-            measure = remote_measure(self._store.name, (self._store.baseline_dir / MODEL_NAME).read_bytes())
+            measure = remote_measure(self._store.name, dense_onnx(self._store))
             PruneTrainable._bench = open_bench(self._store, measure=measure, device=device)
             PruneTrainable._bench_of = identity
         spec = TrialSpec(

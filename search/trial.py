@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,11 +15,11 @@ from admm.plan import PruningPlan
 from admm.target import Target
 from admm.trace import TraceRecord
 from evaluators import Measurement
-from evaluators.lowering import LayerTimes, Lowered
+from evaluators.lowering import LayerTimes
 from search.job import Job
 from search.profile import Profile
 from search.result import Baseline, TrialResult
-from search.shipped import as_shipped, lowered
+from search.shipped import CALIBRATION, Form, calibration_inputs, shipped_form
 from search.tasks.base import PreparedTask
 
 
@@ -44,13 +45,16 @@ class Bench:
     times: LayerTimes = field(default_factory=LayerTimes)
     """What layers were measured to gain by lowering: trials of one process share it."""
 
-    def lower(self, content: bytes) -> Lowered | None:
-        """An ONNX file rewritten so that its zeros save time on the deciding rig; None where the job leaves it."""
-        return lowered(self.job, content, self.measure, self.times)
-
-    def as_shipped(self, content: bytes) -> bytes:
-        """A file of shapes in the form that a trial of them would ship."""
-        return as_shipped(self.job, self.task, content, self.measure, self.times)
+    def form(self, content: bytes, *, samples: int = CALIBRATION) -> Form:
+        """An fp32 ONNX file in the form that is shipped; `samples` calibrate it where that is int8."""
+        return shipped_form(
+            self.job,
+            content,
+            self.measure,
+            block=self.profile.block,
+            times=self.times,
+            calibration=partial(calibration_inputs, self.task, samples),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,7 +180,7 @@ def test_an_int8_export_has_figures_of_its_own(store: RunStore, tmp_path: Path) 
     assert [r.number for r in chosen[:1]] == [max(chosen, key=lambda r: r.accuracy or 0.0).number]
     seen: list[bytes] = []
 
-    def quantize(content: bytes) -> export.Quantized:
+    def quantize(trial: TrialResult, content: bytes) -> export.Quantized:
         seen.append(content)
         if len(seen) == 1:
             raise EvaluationError("parity breach")

@@ -107,7 +107,8 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> FakeRig:
         made.threads = threads
         return made
 
-    monkeypatch.setattr("search.measure_command.make_rig", make)
+    for module in ("search.measure_command", "search.alignment"):
+        monkeypatch.setattr(f"{module}.make_rig", make)
     return made
 
 

@@ -61,8 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Callable[...
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(profile_command, "shapes_onnx", exported)
-    for module in ("search.bench", "search.alignment"):
-        monkeypatch.setattr(f"{module}.make_rig", lambda name, **options: CountingRig())
+    monkeypatch.setattr("search.alignment.make_rig", lambda name, **options: CountingRig())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
