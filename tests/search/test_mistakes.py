@@ -160,6 +160,10 @@ def content(folder: Path) -> dict[str, tuple[int, int]]:
     ("sections", "needles"),
     [
         ({"search": "search: {trails: 3}"}, ["bad.yaml:6: search.trails: unknown key; did you mean 'trials'?"]),
+        ({"sparsity": "sparsity: {align: Auto}"}, ["bad.yaml:3: sparsity.align: must be auto or a whole number of at least 1, got 'Auto'; did you mean 'auto'?"]),
+        ({"sparsity": "sparsity: {align: 0}"}, ["bad.yaml:3: sparsity.align: must be auto or a whole number of at least 1, got 0"]),
+        ({"sparsity": "sparsity: {align: 1.5}"}, ["sparsity.align: must be auto or a whole number of at least 1, got 1.5"]),
+        ({"sparsity": "sparsity: {align: true}"}, ["sparsity.align: must be auto or a whole number of at least 1, got true"]),
         ({"sparsity": "sparsity: {max: 1.2}"}, ["bad.yaml:3: sparsity.max: must lie in [0, 1), got 1.2"]),
         ({"structures": "structures: [filters]"}, ["bad.yaml:6: structures.0: must be filter, channel, shape or unstructured, got 'filters'; did you mean 'filter'?"]),
         ({"layers": "layers: {exclude: [haed]}"}, ["bad.yaml:2: layers.exclude.0: no layer matches 'haed'; did you mean 'head'?"]),
@@ -177,7 +181,7 @@ def content(folder: Path) -> dict[str, tuple[int, int]]:
         ({"task": "task: wrong:unexportable"}, ["task 'u': the model cannot be exported: "]),
         ({"task": "task: wrong:hopeless"}, ["the dense network reaches", "below dense.min_accuracy 0.99: train longer (dense.epochs 1)"]),
         ({"rigs": "rigs: [onnxruntime-gpu]"}, ["bad.yaml:6: rigs.0: unknown rig 'onnxruntime-gpu': did you mean 'onnxruntime-cpu'?"]),
-        ({"rigs": "rigs: [cuda]"}, ["bad.yaml:6: rigs.0: rig 'cuda' needs a CUDA device"]),
+        ({"rigs": "rigs: [cuda]"}, ["bad.yaml:6: rigs.0: rig 'cuda' measures PyTorch modules, and a job ships ONNX files: use onnxruntime-cuda"]),
         ({"rigs": "rigs: [{name: onnxruntime-cpu, threads: 999}]"}, ["bad.yaml:6: rigs.0: threads must lie in 1..", "got 999"]),
         ({"budget": "budget: {latency_ms: 1, speedup: 2}"}, ["bad.yaml:6: budget: give latency_ms or speedup, not both"]),
         ({"resources": "resources: {cpus_per_trial: 4096}"}, ["bad.yaml:6: resources.cpus_per_trial: a trial needs 4096 CPUs, this machine has ", "lower it"]),
@@ -382,6 +386,12 @@ def test_an_export_that_no_trial_can_serve(
 ) -> None:
     line = refused(here, ["export", "runs/good", "--out", "new", *asked.split()], capfd, code=3)
     assert says in line
+
+
+def test_an_export_of_a_run_whose_dense_file_is_gone(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "runs" / "good" / "baseline" / "model.onnx").unlink()
+    line = refused(here, ["export", "runs/good", "--out", "new", "--trial", "1"], capfd)
+    assert "model.onnx is gone, and every network is measured against it: put it back from a copy" in line
 
 
 def test_an_export_whose_fresh_measurement_misses_the_budget(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

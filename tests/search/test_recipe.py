@@ -11,7 +11,7 @@ from search.budget import Budget
 from search.errors import UserError
 from search.job import Job
 from search.prune_command import as_in_trial
-from search.recipe import recipe_of, require_same_recipe
+from search.recipe import as_begun, recipe_of, require_same_recipe
 from search.sampler import Proposal
 from search.store import RunStore
 from tests.search.fabricated import SPACE, result_of
@@ -48,6 +48,19 @@ def test_what_may_change_may_change(store: RunStore) -> None:
 def test_an_edited_recipe_is_refused_by_key(store: RunStore, change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said + ".*change it back"):
         require_same_recipe(store, edited(**change))
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path: Path) -> None:
+    recipe = {key: value for key, value in recipe_of(JOB).items() if key not in ("lower", "quantize")}
+    store = RunStore.create(tmp_path / "earlier", JOB.to_yaml(), {"recipe": recipe})
+    assert JOB.lower
+    job = as_begun(store, JOB)
+    assert (job.lower, job.quantize) == (False, "off")
+    require_same_recipe(store, job)
+    with pytest.raises(UserError, match="lower was False when the run began and is True now"):
+        require_same_recipe(store, JOB)
+    now = RunStore.create(tmp_path / "now", JOB.to_yaml(), {"recipe": recipe_of(JOB)})
+    assert as_begun(now, JOB) == JOB
 
 
 def test_a_recorded_plan_brings_its_seed_and_alignment() -> None:

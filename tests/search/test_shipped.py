@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from admm.plan import PruningPlan
 from evaluators import Measurement, OnnxPredictor
-from evaluators.lowering import Lowered, LoweredLayer
+from evaluators.lowering import Lowered, LoweredLayer, lower
 from search.shipped import without_gain
 from search.trial import TrialSpec
 from search.worker import TrialRun, evaluate_plan
@@ -118,6 +119,61 @@ def test_an_int8_trial_ships_ints_scored_as_such(tmp_path: Path, lower: bool) ->
     assert run.result.accuracy > 0.5
     x = torch.randn(3, *run._bench.task.example_input.shape[1:])
     assert OnnxPredictor(path)(x).shape == (3, 3)
+
+
+def test_a_rewrite_that_costs_time_in_int8_is_not_shipped_in_int8(tmp_path: Path) -> None:
+    """One-hot kernels pay in fp32 and may not in int8: the two int8 files are compared, and the faster is kept."""
+
+    class Slower(Rig):
+        def __call__(self, name: str, candidate: bytes, reference: bytes | None = None) -> Measurement:
+            quantized = reference is not None and b"QuantizeLinear" in candidate
+            return replace(super().__call__(name, candidate, reference), speedup_low=0.7 if quantized else 1.9)
+
+    run, path = _run(tmp_path, Slower(gain=2.0), quantize="int8")
+    assert "QuantizeLinear" in _kinds(path)
+    assert "Gather" not in _kinds(path)
+    assert run.result is not None
+    assert run.result.lowered is not None
+    assert not run.result.lowered["changed"]
+    reasons = [layer["reason"] for layer in run.result.lowered["layers"] if layer["tried"]]
+    assert reasons
+    assert all(reason.startswith("undone: in int8 the file as it was is faster") for reason in reasons)
+    assert any("no gain on onnxruntime-cpu by shape" in note for note in run.result.notes)
+
+
+def test_rewrites_are_padded_to_the_device_whatever_the_job_aligns_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[int] = []
+
+    def spy(*arguments: Any, block: int, **options: Any) -> Lowered:
+        blocks.append(block)
+        return lower(*arguments, block=block, **options)
+
+    monkeypatch.setattr("search.shipped.lower", spy)
+    run, _ = _run(tmp_path, Rig(gain=2.0), sparsity={"align": 1})
+    assert run._bench.job.align == 1
+    assert set(blocks) == {16}
+
+
+def test_shapes_are_filed_with_the_deciding_rig_and_judged_on_the_budgets(tmp_path: Path) -> None:
+    def measure(name: str, candidate: bytes, reference: bytes | None = None) -> Measurement:
+        fast = name == "onnxruntime-cpu"
+        speedup = 4.0 if fast else 1.5
+        return replace(MEASURED, speedup=speedup, speedup_low=speedup, speedup_high=speedup)
+
+    bench = make_bench(
+        measure=measure,
+        rigs=["onnxruntime-cpu", "onnxruntime-openvino"],
+        budget={"speedup": 2.0, "rig": "onnxruntime-openvino"},
+    )
+    run = TrialRun(bench, TrialSpec(number=0, plan=COLUMNS, params={}, seed=0), store=None, artefacts=tmp_path / "out")
+    run.step()
+    assert run.result is not None
+    assert run.result.status == "infeasible"
+    assert run.result.speedup == 4.0
+    assert "1.50x: over the budget of 2x on onnxruntime-openvino" in (run.result.reason or "")
+    assert set(run.result.measurements) == {"onnxruntime-cpu", "onnxruntime-openvino"}
 
 
 def _lowered(**choices: str) -> Lowered:
