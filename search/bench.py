@@ -138,7 +138,7 @@ class Prepared:
             try:
                 form(dense)
             except EvaluationError as error:
-                raise UserError(f"task {self.task.task.name!r} cannot be quantised: {error}") from error
+                raise job.error("quantize", f"task {self.task.task.name!r}: {error}: leave it out") from error
         if budget is not None:
             smallest = shapes_onnx(self.model, groups, fastest_plan(self.profile, job), example, align)
             require_reachable(budget, measure(budget.rig, form(smallest).content), job)
