@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from evaluators.parity import LOWERED_TOLERANCE
 from search.tasks.networks import LeNet5
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -77,10 +78,10 @@ def test_last_line_is_the_claim_with_macs_and_measured_speed(digits: Path) -> No
     assert result["figure"] == tried["reduction"] >= 8.0
     assert 1.0 < tried["kernels"] <= tried["reduction"]
     assert tried["loss"] == pytest.approx(tried["dense_val"] - tried["val"], abs=1e-4)
-    assert final["parity"] <= 1e-5
+    assert final["parity"] <= LOWERED_TOLERANCE  # of the file whose columns were lowered
     assert details["speedup"] == [round(final["speed"]["speedup"], 3)]
     assert final["speed"]["stamp"]["rig"] == "onnxruntime-cpu"
-    assert "gain nothing on stock ONNX Runtime" in done.stdout.replace("\n", " ")
+    assert "its exact rewrite is measured to gain" in done.stdout.replace("\n", " ")
 
 
 def test_the_smallest_fraction_that_holds_on_validation_is_kept(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
