@@ -37,6 +37,7 @@ from admm.slicing import prunable_layers
 from evaluators import Measurement, count_macs, export_onnx, make_rig
 from evaluators.blocks import block_of
 from evaluators.lowering import LayerTimes, lower
+from search.alignment import width_for
 
 SPARSITIES = (0.5, 0.75, 0.9)
 #: Share of the ideal to reach by filters, by sparsity.
@@ -82,9 +83,7 @@ class Bench:
         self.example = torch.randn(1, *network.shape)
         self.groups = find_groups(self.model, self.example)
         self.rig = make_rig("onnxruntime-cpu")
-        block = block_of(self.rig.stamp(1), self.rig.measure) if align is None else None
-        depthwise = any(isinstance(m, nn.Conv2d) and 1 < m.groups == m.in_channels for m in self.model.modules())
-        self.block = align or (max(block.block, block.depthwise) if depthwise else block.block)  # type: ignore[union-attr]
+        self.block = align or width_for(self.model, block_of(self.rig.stamp(1), self.rig.measure))
         self.dense = self.export(self.model)
         self.macs = count_macs(self.model, self.example)
         self.times = LayerTimes()

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
@@ -23,10 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from evaluators.errors import RigError
-from evaluators.measurement import DeviceStamp, Measurement
-
-#: (candidate ONNX, reference ONNX) -> paired measurement, on whatever machine the rig is.
-PairMeasure = Callable[[bytes, bytes], Measurement]
+from evaluators.measurement import DeviceStamp, PairMeasure
 
 #: The blocks that are told apart; kernels of today's processors use no others.
 BLOCKS: tuple[int, ...] = (1, 4, 8, 16, 32)

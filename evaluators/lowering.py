@@ -7,7 +7,7 @@ measured against the layer as it is, the fastest is kept, and the whole file at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,7 @@ from evaluators.lower_conv import conv_candidates, dense_cost
 from evaluators.lower_layer import Layer, Skipped, find_layers, opset_of
 from evaluators.lower_linear import linear_candidates, linear_cost
 from evaluators.lower_write import Candidate, layer_model, rewritten
-from evaluators.measurement import Measurement
-
-#: (candidate ONNX, reference ONNX) -> paired measurement on a rig, with inputs drawn from the graph's shapes.
-PairMeasure = Callable[[bytes, bytes], Measurement]
+from evaluators.measurement import PairMeasure
 
 #: Not measured: what the estimate puts above this many times the dense layer's cost, or the likely best way's.
 _HOPELESS, _BEHIND = 1.3, 1.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -107,6 +107,10 @@ class Measurement:
         """Read what `to_dict` wrote; `ValueError` names a missing, unknown or impossible entry."""
         _check_keys(cls, content)
         return cls(**{**content, "stamp": DeviceStamp.from_dict(content["stamp"])})
+
+
+#: (candidate ONNX, reference ONNX) -> paired measurement on a rig, wherever that is, with inputs drawn from the shapes.
+PairMeasure = Callable[[bytes, bytes], Measurement]
 
 
 def _check_keys(cls: type, content: Mapping[str, Any]) -> None:

@@ -34,12 +34,13 @@ def aligned(job: Job, model: nn.Module, found: ChannelBlock) -> tuple[Job, str |
     """(the job with `auto` replaced, a note on it); a job that says its block is left as it is, without a note."""
     if job.sparsity.align != "auto":
         return job, None
-    width = max(found.block, found.depthwise) if has_depthwise(model) else found.block
+    width = width_for(model, found)
     note = f"kept counts are multiples of {width}, the channel block measured on {job.deciding_rig.name}"
     return job.aligned(width), f"{note} ({found.note})" if found.note else note
 
 
-def has_depthwise(model: nn.Module) -> bool:
-    """Whether a convolution takes each channel by itself."""
+def width_for(model: nn.Module, found: ChannelBlock) -> int:
+    """What this network's kept counts are to be multiples of: a convolution may take each channel by itself."""
     convolutions = [m for m in model.modules() if isinstance(m, _CONVOLUTIONS)]
-    return any(1 < m.groups == m.in_channels for m in convolutions)
+    depthwise = any(1 < m.groups == m.in_channels for m in convolutions)
+    return max(found.block, found.depthwise) if depthwise else found.block

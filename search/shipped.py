@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from evaluators import Measurement
 from evaluators.lowering import LayerTimes, Lowered, lower
+from evaluators.measurement import PairMeasure
 from evaluators.quantize import Int8Report, check_int8, quantize_int8
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 LOWERED_ON = ("onnxruntime-cpu",)
 #: Training inputs that an int8 file is calibrated on, and fewer that do where only its latency counts.
 CALIBRATION, SHAPE_SAMPLES = 256, 32
-#: (candidate, reference) -> paired measurement on the deciding rig.
-Pair = Callable[[bytes, bytes], Measurement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +68,7 @@ def shipped_form(
 
 
 def fastest_int8(
-    plain: bytes, done: Lowered | None, inputs: list[Tensor], pair: Pair
+    plain: bytes, done: Lowered | None, inputs: list[Tensor], pair: PairMeasure
 ) -> tuple[bytes, Int8Report, bool]:
     """(int8 file, how it agrees with its fp32 form, whether that was the rewritten one).
 
