@@ -62,6 +62,16 @@ class AdmmTrace:
         lines.append(json.dumps({"kind": "accuracy", **self.accuracies()}))
         return "\n".join(lines) + "\n"
 
+    @classmethod
+    def from_lines(cls, text: str) -> AdmmTrace:
+        """Read what `to_lines` wrote. Raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        lines = [json.loads(line) for line in text.splitlines()]
+        records = [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "admm"]
+        accuracies = [line for line in lines if line["kind"] == "accuracy"]
+        if len(accuracies) != 1:
+            raise ValueError(f"a trace has one line of accuracies, this one has {len(accuracies)}")
+        return cls.from_dict({"records": records, "accuracies": accuracies[0]})
+
     def accuracies(self) -> dict[str, float | None]:
         """Validation accuracy before the hard prune, after it, and after retraining."""
         return {

@@ -34,6 +34,7 @@ from search.budget import Budget
 from search.errors import UserError
 from search.job import Job
 from search.job_file import load_job
+from search.precision import Precision
 from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
 from search.result import Baseline
 from search.shipped import SHAPE_SAMPLES, Form, calibration_inputs, lowers, shipped_form
@@ -110,12 +111,14 @@ class Prepared:
             profile = replace(profile, notes=(note, *profile.notes))
         return cls(job=job, task=task, model=model, profile=profile)
 
-    def form(self, measure: MeasureOn) -> Callable[[bytes], Form]:
-        """What turns a file of shapes into the form that a trial of them would ship."""
+    def form(self, measure: MeasureOn, precision: Precision | None = None) -> Callable[[bytes], Form]:
+        """What turns a file of shapes into the form that a trial of them would ship; the job's first precision unless
+        one is named."""
         return partial(
             shipped_form,
             self.job,
             measure=measure,
+            precision=precision or self.job.precisions[0],
             block=self.profile.block,
             times=LayerTimes(),
             calibration=partial(calibration_inputs, self.task, SHAPE_SAMPLES),
@@ -133,8 +136,9 @@ class Prepared:
         except ExportError as error:
             raise UserError(f"task {self.task.task.name!r}: {error}: torch.export must follow its forward") from error
         budget, measure = Budget.of(job), local_measure(job, dense)
-        form = self.form(measure)
-        if job.quantize == "int8":
+        # of a job that searches precisions the last is the fastest
+        form = self.form(measure, job.precisions[-1])
+        if "int8" in job.precisions:
             try:
                 form(dense)
             except EvaluationError as error:

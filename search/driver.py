@@ -131,7 +131,7 @@ def run_search(
         baseline, results, budget=budget, trials=job.search.trials, seconds=seconds, running=lambda: searcher.live
     )
     try:
-        if searcher.spent < job.search.trials:
+        if not searcher.done:
             with interrupt.heard(), _ray(address, store.root / SCRATCH):
                 interrupt.listen()
                 _fit(store, job, searcher, board if job.search.early_stopping else None, end)
@@ -215,7 +215,7 @@ def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | N
 
 def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Outcome:
     results = store.results()
-    if searcher.spent >= job.search.trials:
+    if searcher.done:
         return Outcome(complete=True, reason=None, results=results)
     if end.interrupted:
         reason = "interrupted"

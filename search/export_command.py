@@ -56,7 +56,12 @@ def export_from_run(
         budget = Budget(latency_ms=latency_ms, speedup=speedup, rig=rig)
     if int8 and job.quantize == "int8":
         raise UserError("--int8: the trials of this run are int8 files already: leave it out")
-    chosen = candidates(baseline, store.results(), budget=budget, max_drop=max_drop, trial=trial, recorded=not int8)
+    results = store.results()
+    if int8:
+        if trial is not None and trial in results and results[trial].precision == "int8":
+            raise UserError(f"--int8: trial {trial} is an int8 file already: leave it out")
+        results = {number: result for number, result in results.items() if result.precision == "fp32"}
+    chosen = candidates(baseline, results, budget=budget, max_drop=max_drop, trial=trial, recorded=not int8)
     measure = local_measure(job, dense_onnx(store))
     done = export_trial(
         store,

@@ -19,6 +19,7 @@ COLUMNS: tuple[str, ...] = (
     "macs",
     "params",
     "within_budget",
+    "precision",
 )
 
 
@@ -96,6 +97,7 @@ def _row(
         "macs": trial.macs,
         "params": trial.params,
         "within_budget": None if within is None else bool(within(trial)),
+        "precision": trial.precision,
     }
 
 

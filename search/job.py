@@ -24,6 +24,7 @@ from search.job_sections import (
     SparsityRange,
     Structure,
 )
+from search.precision import PRECISIONS, Precision
 from search.spelling import suggest
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ class Job(Section):
     compute: ComputeSettings = ComputeSettings()
     lower: bool = True
     """Whether layers are rewritten, exactly, where that turns their zeros into time on the deciding rig."""
-    quantize: Literal["off", "int8"] = "off"
-    """`int8`: static quantisation as the last step of a trial, calibrated on training data."""
+    quantize: Literal["off", "int8", "search"] = "off"
+    """`int8`: static quantisation as the last step of every trial, calibrated on training data. `search`: each plan is
+    tried in fp32 or in int8, and both kinds stand on one front; a plan is trained once for the two."""
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
     storage: Annotated[str, Field(min_length=1)] = "runs"
@@ -112,6 +114,12 @@ class Job(Section):
     def deciding_rig(self) -> RigSpec:
         """The rig whose latency is searched on: the first."""
         return self.rigs[0]
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What the files of trials may compute in."""
+        meant: dict[str, tuple[Precision, ...]] = {"off": ("fp32",), "int8": ("int8",), "search": PRECISIONS}
+        return meant[self.quantize]
 
     @property
     def align(self) -> int:

@@ -69,7 +69,10 @@ def plot_front(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    _label_front(axes, {trial.number: at for trial, at in zip(chosen, points, strict=True)})
+    names = [
+        f"{trial.number} {trial.precision}" if trial.precision != "fp32" else str(trial.number) for trial in chosen
+    ]
+    _label_front(axes, dict(zip(names, points, strict=True)))
     if not chosen and not others:
         axes.text(0.5, 0.6, "no complete trial yet", ha="center", transform=axes.transAxes, color=_INK)
 
@@ -139,17 +142,18 @@ def _draw_front(axes: Axes, points: Sequence[_Point], dense: _Point) -> None:
     axes.scatter([dense[1]], [dense[0]], s=90, marker="D", color=_DENSE, edgecolor="white", label="dense", zorder=5)
 
 
-def _label_front(axes: Axes, points: Mapping[int, _Point]) -> None:
-    """Trial numbers upper left of the front's points, where the step line never runs; none over another."""
+def _label_front(axes: Axes, points: Mapping[str, _Point]) -> None:
+    """Trial numbers, with a precision that is not fp32, upper left of the front's points, where the step line never
+    runs; none over another."""
     axes.figure.canvas.draw()
     last: tuple[float, float] | None = None
-    for number, (accuracy, latency) in points.items():
+    for name, (accuracy, latency) in points.items():
         x, y = axes.transData.transform((latency, accuracy))
         if last is not None and abs(x - last[0]) < 36 and abs(y - last[1]) < 22:
             continue
         last = (x, y)
         axes.annotate(
-            str(number),
+            name,
             (latency, accuracy),
             (-5, 5),
             textcoords="offset points",

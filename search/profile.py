@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from evaluators import Measurement, export_onnx
 from search.budget import Budget
 from search.errors import BudgetUnreachable
 from search.job import Job
+from search.precision import PRECISIONS
 from search.shipped import lowers
 from search.space import BLOCKED, Space, build_space
 
@@ -41,6 +42,7 @@ class Profile:
             "groups": self.groups.to_dict(),
             "layers": list(self.layers),
             "space": self.space.to_dict(),
+            "precisions": list(self.space.precisions),
             "notes": list(self.notes),
             "block": self.block,
         }
@@ -51,7 +53,7 @@ class Profile:
         return cls(
             groups=GroupMap.from_dict(content["groups"]),
             layers=tuple(content["layers"]),
-            space=Space.from_dict(content["space"]),
+            space=Space.from_dict(content["space"], content.get("precisions", PRECISIONS[:1])),
             notes=tuple(content["notes"]),
             block=int(content.get("block", 16)),
         )
@@ -72,6 +74,7 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
         step=job.sparsity.step,
         align=job.align,
     )
+    space = replace(space, precisions=job.precisions)
     return Profile(groups=groups, layers=layers, space=space, notes=tuple(notes))
 
 

@@ -244,7 +244,7 @@ def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callabl
                 content=content,
                 measured=measure(rig, content),
                 # int8 files lie on a line of their own, which the dense fp32 file is not on
-                fitted=name != "middle" and (name != "dense" or prepared.job.quantize == "off"),
+                fitted=name != "middle" and (name != "dense" or prepared.job.precisions[0] == "fp32"),
             )
         )
     return networks

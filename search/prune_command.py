@@ -30,6 +30,7 @@ from search.export import out_errors, put_in_place, require_new
 from search.job import Job
 from search.job_file import load_job
 from search.job_sections import SparsityRange
+from search.precision import Precision
 from search.prune_view import PruneView
 from search.recipe import as_begun
 from search.record import RESULT_NAME, result_text
@@ -88,7 +89,9 @@ def prune_to_folder(
             store = RunStore.create(staging / "run", job.to_yaml(), environment(job))
             prepare_run(store, job, prepared, view)
         bench = open_bench(store, job)
-        spec = TrialSpec(number=0, plan=wanted, params={}, seed=job.search.seed)
+        spec = TrialSpec(
+            number=0, plan=wanted, params={}, seed=job.search.seed, precision=_precision(job, json.loads(text))
+        )
         view.say(f"dense: accuracy {bench.baseline.accuracy:.4f}, {bench.baseline.latency_ms:.4g} ms")
         if isinstance(wanted, Target):
             view.say(f"target: {wanted.asked} by {', '.join(wanted.structures)}; sparsities are found on the way")
@@ -118,6 +121,12 @@ def as_in_trial(job: Job, text: str, path: Path) -> Job:
         return job.with_overrides(seed=recorded.get("seed"))
     except (ValidationError, UserError):
         raise UserError(f"{path}: its seed or align is no valid value: take the plan.json that a trial wrote") from None
+
+
+def _precision(job: Job, recorded: object) -> Precision:
+    """What a trial's plan.json says where the job leaves it open, else the job's first."""
+    said = recorded.get("precision") if isinstance(recorded, dict) else None
+    return next((p for p in job.precisions if p == said), job.precisions[0])
 
 
 def require_possible(wanted: PruningPlan | Target, job: Job, prepared: Prepared, path: Path | None) -> None:

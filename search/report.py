@@ -50,6 +50,9 @@ def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
     )
     for heading in ("trial", "accuracy", "drop\npp", "latency\nms", "speedup", "compression", "MACs", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
+    mixed = any(row["precision"] != "fp32" for row in rows)
+    if mixed:
+        table.add_column("type", no_wrap=True)
     if budget:
         table.add_column("within\nbudget", justify="center", no_wrap=True)
     for row in rows:
@@ -63,6 +66,8 @@ def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
             short_count(row["macs"]),
             short_count(row["params"]),
         ]
+        if mixed:
+            cells.append(str(row["precision"]))
         if budget:
             cells.append({True: "yes", False: "no", None: ""}[row["within_budget"]])
         table.add_row(*cells, style="bold" if row["trial"] == "dense" else None)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from search.precision import PRECISIONS, Precision
+
 #: complete: measured, on the front or behind it. infeasible: over budget by its shapes, no training spent.
 #: stopped: ended early by the scheduler, dominated. failed: broke, `reason` says how.
 Status = Literal["complete", "infeasible", "stopped", "failed"]
@@ -57,6 +59,10 @@ class TrialResult:
     """(ADMM iteration, validation accuracy of the projected weights) as reported while training."""
     lowered: Mapping[str, Any] | None = None
     """What was rewritten for the deciding rig, layer by layer, and what it gained (`Lowered.to_dict()`)."""
+    precision: Precision = "fp32"
+    """What the shipped file computes in."""
+    weights_of: int | None = None
+    """The trial that trained these weights; None where this one did. They were trained once for both precisions."""
     notes: tuple[str, ...] = ()
     """What the user must know: a clamp, an unconverged residual, a structure that gains nothing on this rig."""
     schema: int = SCHEMA
@@ -64,6 +70,8 @@ class TrialResult:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.status == "complete":
             for name in ("accuracy", "latency_ms", "speedup", "macs", "params", "compression_x"):
                 value = getattr(self, name)
@@ -81,6 +89,12 @@ class TrialResult:
         assert self.accuracy is not None
         assert self.speedup is not None
         return self.accuracy, 1.0 / self.speedup
+
+    @property
+    def spent(self) -> bool:
+        """Whether it counts against the number of trials asked for: a plan over budget by its shapes and one whose
+        weights another trial trained cost seconds, and are counted apart."""
+        return self.status != "infeasible" and self.weights_of is None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""

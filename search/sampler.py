@@ -29,6 +29,7 @@ from admm.errors import PlanError
 from admm.plan import PruningPlan
 from search.atomic import StoreError
 from search.budget import Budget
+from search.precision import Precision
 from search.result import TrialResult
 from search.space import Space
 
@@ -38,6 +39,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 PATIENCE = 8
 #: Random draws that were all seen before, after which the space is gone through plan by plan.
 DRAWS = 200
+TWIN_OF = "twin_of"
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
 
@@ -57,6 +59,7 @@ class Proposal:
     number: int
     params: Mapping[str, int]
     plan: PruningPlan
+    precision: Precision = "fp32"
 
 
 class SpaceExhausted(Exception):
@@ -84,7 +87,7 @@ class StudySampler:
         self.space = space
         self.budget = budget
         self._random = random.Random(f"{seed}/{start}")
-        self._distributions = {d.name: IntDistribution(0, len(d.sparsities) - 1) for d in space.dimensions}
+        self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
         name = _study_name(space, budget, rig, run)
         with _storage_errors(url):
             storage = open_storage(url)
@@ -111,7 +114,7 @@ class StudySampler:
                 result = None
             self.study.add_trial(self._frozen(result))
             if result is not None:
-                self._seen.setdefault(result.plan_digest, number)
+                self._seen.setdefault(self._identity(result), number)
 
     def reconcile(self, results: Mapping[int, TrialResult], damaged: Collection[int] = ()) -> int:
         """Tell the study what finished while nobody listened; returns how many. For a driver that starts.
@@ -121,7 +124,7 @@ class StudySampler:
         told = 0
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             result = results.get(trial.number)
-            if result is not None and self._digest(trial) == result.plan_digest:
+            if result is not None and self._digest(trial) == self._identity(result):
                 self.tell(result)
                 told += 1
             elif result is not None or trial.number in damaged:
@@ -135,7 +138,7 @@ class StudySampler:
     def enqueue(self, params: Iterable[Mapping[str, int]]) -> None:
         """Plans to try first; those the study knows already are left out."""
         for steps in params:
-            if self.space.plan(steps).digest() not in self._seen:
+            if self._of_steps(steps) not in self._seen:
                 self.study.enqueue_trial(dict(steps), skip_if_exists=True)
 
     def unfinished(self) -> list[Proposal]:
@@ -144,7 +147,7 @@ class StudySampler:
         proposals = []
         for trial in sorted(trials, key=lambda t: t.number):
             proposal = self._proposal(trial._trial_id)
-            first = self._seen.setdefault(proposal.plan.digest(), proposal.number)
+            first = self._seen.setdefault(self._of_steps(proposal.params), proposal.number)
             if first == proposal.number:
                 proposals.append(proposal)
             else:  # a kill came between asking and seeing that the plan was known
@@ -162,21 +165,21 @@ class StudySampler:
             with _quiet():
                 trial = self.study.ask()
             proposal = self._proposal(trial._trial_id)
-            first = self._seen.get(proposal.plan.digest())
-            if first is None or first == proposal.number:
-                self._seen[proposal.plan.digest()] = proposal.number
+            seen = self._of_steps(proposal.params)
+            first = self._seen.setdefault(seen, proposal.number)
+            if first == proposal.number:
                 return proposal
             self._tell_duplicate(proposal.number, first)
         raise SpaceExhausted
 
     def _unseen(self) -> dict[str, int]:
         """Steps to a plan that was not proposed before. Raises `SpaceExhausted`."""
-        sizes = {d.name: len(d.sparsities) for d in self.space.dimensions}
+        sizes = self.space.sizes
         drawn = ({name: self._random.randrange(size) for name, size in sizes.items()} for _ in range(DRAWS))
         # drawn in vain, so nearly all plans are seen and there are few
         listed = (dict(zip(sizes, steps, strict=True)) for steps in itertools.product(*map(range, sizes.values())))
         for steps in itertools.chain(drawn, listed):
-            if self.space.plan(steps).digest() not in self._seen:
+            if self._of_steps(steps) not in self._seen:
                 return steps
         self._exhausted = True
         raise SpaceExhausted
@@ -192,7 +195,25 @@ class StudySampler:
             # a kill between here and `tell` leaves the constraint set: it is the same value, set it once
             if not any(k.endswith(f":{key}") for k in trial.system_attrs):
                 live.set_constraint(key, value)
+        self._enqueue_twins(result)
         self.study.tell(result.number, _values(result), state=_STATES[result.status], skip_if_finished=True)
+
+    def _enqueue_twins(self, result: TrialResult) -> None:
+        """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
+        if result.status != "complete" or result.weights_of is not None:
+            return
+        for precision in self.space.precisions:
+            steps = self.space.params(PruningPlan(result.requested), precision)
+            if precision != result.precision and self._of_steps(steps) not in self._seen:
+                self.study.enqueue_trial(steps, user_attrs={TWIN_OF: result.number}, skip_if_exists=True)
+
+    @property
+    def twins_waiting(self) -> bool:
+        """Whether trials are left that cost no training, because another one has trained their plan."""
+        if len(self.space.precisions) == 1:
+            return False
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return any(TWIN_OF in trial.user_attrs for trial in waiting)
 
     def _constraints(self, result: TrialResult) -> dict[str, float]:
         excess = None if self.budget is None else self.budget.excess_of(result)
@@ -206,7 +227,8 @@ class StudySampler:
         if isinstance(self.study.sampler, BaseGASampler):
             # the sampler itself gives a trial whose parameters were enqueued no place in its population
             self.study.sampler.get_trial_generation(self.study, self.study._storage.get_trial(trial_id))
-        return Proposal(number=live.number, params=params, plan=self.space.plan(params))
+        precision = self.space.precision(params)
+        return Proposal(number=live.number, params=params, plan=self.space.plan(params), precision=precision)
 
     def _tell_duplicate(self, number: int, first: int) -> None:
         """The same plan again: the same values, nothing is run."""
@@ -230,7 +252,14 @@ class StudySampler:
 
     def _digest(self, trial: FrozenTrial) -> str | None:
         """The trial's plan, or None while not all of it is drawn."""
-        return self.space.plan(trial.params).digest() if set(trial.params) == set(self._distributions) else None
+        return self._of_steps(trial.params) if set(trial.params) == set(self._distributions) else None
+
+    def _of_steps(self, steps: Mapping[str, Any]) -> str:
+        """What tells these steps' plan and precision from all others."""
+        return self.space.identity(self.space.plan(steps).digest(), self.space.precision(steps))
+
+    def _identity(self, result: TrialResult) -> str:
+        return self.space.identity(result.plan_digest, result.precision)
 
     def fits_now(self, result: TrialResult) -> bool:
         """Whether another budget kept this plan from being trained: under the present one it may be proposed again."""
@@ -239,8 +268,8 @@ class StudySampler:
     def _steps_to(self, result: TrialResult) -> dict[str, int] | None:
         """By the plan, not by the steps of old: in another space other steps may lead there, or none."""
         try:
-            steps = self.space.params(PruningPlan(result.requested))
-        except PlanError:
+            steps = self.space.params(PruningPlan(result.requested), result.precision)
+        except (PlanError, ValueError):
             return None
         return steps if self.space.plan(steps).digest() == result.plan_digest else None
 
@@ -285,7 +314,8 @@ def _make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
 
 def _study_name(space: Space, budget: Budget | None, rig: str, run: str) -> str:
     """One study a question: another space, budget or rig is another question to the same record."""
-    question = repr((space.to_dict(), str(budget), rig, run)).encode()
+    searched = space.precisions if len(space.precisions) > 1 else ()
+    question = repr((space.to_dict(), str(budget), rig, run, *searched)).encode()
     return f"prunefront-{hashlib.sha256(question).hexdigest()[:12]}"
 
 

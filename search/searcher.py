@@ -74,18 +74,24 @@ class PlanSearcher(Searcher):
         self._losses: Counter[int] = Counter()
         self.infeasible_in_a_row = 0
         # what another budget kept from being trained says nothing of this one's feasibility
-        self._statuses = {n: r.status for n, r in store.results().items() if not sampler.fits_now(r)}
+        self._ended = {n: r.spent for n, r in store.results().items() if not sampler.fits_now(r)}
+        self._infeasible = {n for n, r in store.results().items() if n in self._ended and r.status == "infeasible"}
         self.exhausted = False
 
     @property
     def spent(self) -> int:
         """Trials that count against the number asked for: trained, stopped or failed ones."""
-        return sum(status != "infeasible" for status in self._statuses.values())
+        return sum(self._ended.values())
+
+    @property
+    def done(self) -> bool:
+        """Whether all trials asked for have ended, and with them what costs no training."""
+        return self.spent >= self._trials and not self._sampler.twins_waiting
 
     @property
     def infeasible(self) -> int:
         """Plans found over budget before training."""
-        return len(self._statuses) - self.spent
+        return len(self._infeasible)
 
     @property
     def offered(self) -> set[int]:
@@ -101,11 +107,14 @@ class PlanSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config, None to be asked again later, or FINISHED."""
         self._file_late()
-        if self.spent >= self._trials:
+        if self.done:
             return Searcher.FINISHED
+        trained_enough = self.spent >= self._trials
         if self.infeasible_in_a_row >= INFEASIBLE_PER_TRIAL * self._trials:
             return Searcher.FINISHED
-        if len(self._live) >= self.max_concurrent or self.spent + len(self._live) >= self._trials:
+        if len(self._live) >= self.max_concurrent:
+            return None
+        if not trained_enough and self.spent + len(self._live) >= self._trials:
             return None
         proposal = self._again.pop(0) if self._again else self._new()
         if proposal is None:
@@ -117,6 +126,7 @@ class PlanSearcher(Searcher):
             "plan": proposal.plan.to_json(),
             "params": dict(proposal.params),
             "seed": self._seed,
+            "precision": proposal.precision,
         }
 
     def _file_late(self) -> None:
@@ -163,8 +173,12 @@ class PlanSearcher(Searcher):
     def _file(self, number: int) -> None:
         record = self._store.result(number)
         self._sampler.tell(record)
-        self._statuses[number] = record.status
-        self.infeasible_in_a_row = self.infeasible_in_a_row + 1 if record.status == "infeasible" else 0
+        self._ended[number] = record.spent
+        self.infeasible_in_a_row += 1
+        if record.status == "infeasible":
+            self._infeasible.add(number)
+        else:
+            self.infeasible_in_a_row = 0
         self._on_result(record)
 
     def _publish(self, record: TrialResult) -> None:
@@ -180,6 +194,7 @@ class PlanSearcher(Searcher):
             seed=self._seed,
             reason=f"its worker was lost {RESTARTS + 1} times: {said}",
             params_sampled=dict(proposal.params),
+            precision=proposal.precision,
             requested=proposal.plan.to_dict(),
         )
 

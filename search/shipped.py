@@ -16,6 +16,7 @@ from evaluators.quantize import Int8Report, check_int8, quantize_int8
 if TYPE_CHECKING:
     from admm.plan import PruningPlan
     from search.job import Job
+    from search.precision import Precision
     from search.tasks.base import PreparedTask
     from search.trial import MeasureOn
 
@@ -46,11 +47,12 @@ def shipped_form(
     content: bytes,
     measure: MeasureOn,
     *,
+    precision: Precision,
     block: int,
     times: LayerTimes,
     calibration: Callable[[], list[Tensor]],
 ) -> Form:
-    """The fp32 file `content` in the form that the job asks for.
+    """The fp32 file `content` in the form that is shipped: lowered as the job says, and in this precision.
 
     `block` is the device's channel block, whatever the job aligns to; `times` is read and added to. Raises
     `EvaluationError` for a network that cannot be quantised, or that says something else then.
@@ -58,7 +60,7 @@ def shipped_form(
     done, pair = None, partial(measure, job.deciding_rig.name)
     if lowers(job):
         done = lower(content, pair, block=block, batch=job.deciding_rig.batch, known=times)
-    if job.quantize != "int8":
+    if precision == "fp32":
         return Form(content=content if done is None else done.content, lowered=done)
     inputs = calibration()
     quantized, report, rewritten = fastest_int8(content, done, inputs, pair)

@@ -22,8 +22,11 @@ from admm.slicing import filter_axis
 from admm.structures import unit_count
 from admm.validate import weight_obstacle
 from search.errors import UserError
+from search.precision import PRECISIONS, Precision
 
 BLOCKED = ("filter", "channel")
+#: The sampler's name for the choice between fp32 and int8: no layer's dimension, since none has a slash-free name.
+PRECISION = "precision"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +50,25 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All dimensions of one search, in model order."""
+    """All dimensions of one search, in model order, and the precisions its trials may be shipped in."""
 
     dimensions: tuple[Dimension, ...]
+    precisions: tuple[Precision, ...] = PRECISIONS[:1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Steps of everything that is drawn, by the sampler's names: the dimensions, and where there is a choice the
+        precision."""
+        sizes = {d.name: len(d.sparsities) for d in self.dimensions}
+        return sizes | {PRECISION: len(self.precisions)} if len(self.precisions) > 1 else sizes
+
+    def precision(self, params: Mapping[str, Any]) -> Precision:
+        """What the file of these steps computes in."""
+        return self.precisions[int(params.get(PRECISION, 0))]
+
+    def identity(self, digest: str, precision: str) -> str:
+        """What makes two trials the same: the plan, and its precision where both are searched."""
+        return f"{digest}/{precision}" if len(self.precisions) > 1 else digest
 
     def plan(self, params: Mapping[str, Any]) -> PruningPlan:
         """The plan that these steps stand for. Raises `KeyError` for a missing dimension."""
@@ -58,13 +77,21 @@ class Space:
             layers.setdefault(d.layer, {})[d.structure] = d.sparsities[int(params[d.name])]
         return PruningPlan(layers)
 
-    def params(self, plan: PruningPlan) -> dict[str, int]:
-        """The nearest steps to a plan, never removing more than it says."""
-        return {d.name: d.nearest(plan.sparsity(d.layer, d.structure)) for d in self.dimensions}
+    def params(self, plan: PruningPlan, precision: str | None = None) -> dict[str, int]:
+        """The nearest steps to a plan, never removing more than it says; the first precision unless one is named.
+
+        Raises `ValueError` for a precision that this space does not hold.
+        """
+        return self._with(precision, {d.name: d.nearest(plan.sparsity(d.layer, d.structure)) for d in self.dimensions})
 
     def uniform(self, sparsity: float) -> dict[str, int]:
         """The same sparsity for every dimension, rounded to the space's steps."""
-        return {d.name: d.nearest(sparsity) for d in self.dimensions}
+        return self._with(None, {d.name: d.nearest(sparsity) for d in self.dimensions})
+
+    def _with(self, precision: str | None, steps: dict[str, int]) -> dict[str, int]:
+        names: tuple[str, ...] = self.precisions
+        index = 0 if precision is None else names.index(precision)
+        return steps | {PRECISION: index} if len(names) > 1 else steps
 
     def extreme(self, structures: Sequence[str] = BLOCKED) -> PruningPlan:
         """The plan that removes most in these structures: the smallest shapes the space can reach."""
@@ -75,13 +102,14 @@ class Space:
         return [{"layer": d.layer, "structure": d.structure, "sparsities": list(d.sparsities)} for d in self.dimensions]
 
     @classmethod
-    def from_dict(cls, content: Sequence[Mapping[str, Any]]) -> Space:
-        """Read what `to_dict` wrote."""
+    def from_dict(cls, content: Sequence[Mapping[str, Any]], precisions: Sequence[Precision] = PRECISIONS[:1]) -> Space:
+        """Read what `to_dict` wrote; the precisions are the job's, and stand beside it."""
         return cls(
             tuple(
                 Dimension(layer=d["layer"], structure=d["structure"], sparsities=tuple(d["sparsities"]))
                 for d in content
-            )
+            ),
+            tuple(precisions),
         )
 
 

@@ -56,6 +56,7 @@ class PruneTrainable(tune.Trainable):
             plan=PruningPlan.from_json(config["plan"]),
             params=config["params"],
             seed=int(config["seed"]),
+            precision=config["precision"],
         )
         self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
 

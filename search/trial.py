@@ -17,6 +17,7 @@ from admm.trace import TraceRecord
 from evaluators import Measurement
 from evaluators.lowering import LayerTimes
 from search.job import Job
+from search.precision import Precision
 from search.profile import Profile
 from search.result import Baseline, TrialResult
 from search.shipped import CALIBRATION, Form, calibration_inputs, shipped_form
@@ -45,12 +46,13 @@ class Bench:
     times: LayerTimes = field(default_factory=LayerTimes)
     """What layers were measured to gain by lowering: trials of one process share it."""
 
-    def form(self, content: bytes, *, samples: int = CALIBRATION) -> Form:
+    def form(self, content: bytes, *, precision: Precision, samples: int = CALIBRATION) -> Form:
         """An fp32 ONNX file in the form that is shipped; `samples` calibrate it where that is int8."""
         return shipped_form(
             self.job,
             content,
             self.measure,
+            precision=precision,
             block=self.profile.block,
             times=self.times,
             calibration=partial(calibration_inputs, self.task, samples),
@@ -69,6 +71,7 @@ class TrialSpec:
     plan: PruningPlan | Target
     params: Mapping[str, int]
     seed: int
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         self.plan.to_dict()

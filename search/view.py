@@ -79,9 +79,10 @@ class View:
         self._results[result.number] = result
         if self._live is not None:
             return
+        of_type = "" if result.precision == "fp32" else f" ({result.precision})"
         if result.status == "complete":
             self.say(
-                f"trial {result.number}: accuracy {result.accuracy:.4f}, {result.latency_ms:.4g} ms, "
+                f"trial {result.number}{of_type}: accuracy {result.accuracy:.4f}, {result.latency_ms:.4g} ms, "
                 f"{result.speedup:.2f}x; {self.summary()}"
             )
         elif result.status != "infeasible" or time.monotonic() - self._last_line > self._interval:
@@ -105,7 +106,12 @@ class View:
 
     @property
     def _done(self) -> int:
-        return sum(r.status != "infeasible" for r in self._results.values())
+        return sum(r.spent for r in self._results.values())
+
+    @property
+    def _twins(self) -> int:
+        """Results that took the weights which another trial had trained for the other precision."""
+        return sum(r.weights_of is not None for r in self._results.values())
 
     def _count(self, status: str) -> int:
         return sum(r.status == status for r in self._results.values())
@@ -137,6 +143,8 @@ class View:
         ):
             if count := self._count(status):
                 parts.append(f"{count} {word}")
+        if self._twins:
+            parts.append(f"{self._twins} with weights of another")
         if self._baseline is not None:
             parts.append(f"front of {len(front_results(self._baseline, self._results))}")
         best = self._best()
@@ -154,6 +162,8 @@ class View:
         best = self._best()
         left = self._remaining()
         table.add_row("done", f"{self._done} of {self._trials}")
+        if self._twins:
+            table.add_row("with weights of another", f"{self._twins} (not trained)")
         table.add_row("running", str(self._running()))
         table.add_row("stopped early", str(self._count("stopped")))
         if self._budget is not None:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from search.result import Status, TrialResult
 from search.shipped import SHAPE_SAMPLES, without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
 from search.trial import Bench, Progress, TrialSpec
+from search.twin import TRACE_NAME, trained_in, twin_of
 from search.weights import prunable_weights
 
 
@@ -66,6 +68,7 @@ class TrialRun:
         self._step = 0
         self.result: TrialResult | None = None
         self.pruned: PruneResult | None = None
+        self._weights_of: int | None = None
         if store is not None and store.trial_dir(spec.number).exists():
             # the attempt before this one was killed after it had published, before it could say so
             store.discard_partial(spec.number)
@@ -134,10 +137,21 @@ class TrialRun:
             self._step = 1
             over = self._over_budget()
             return self._progress("shapes") if over is None else self._end(over)
+        if self._step == 1:
+            self._take_weights_of_twin()
         self._step += 1
-        if self._run.phase != "done":
+        if self.pruned is None and self._run.phase != "done":
             return self._train()
         return self._end(self._finish())
+
+    def _take_weights_of_twin(self) -> None:
+        """Nothing is trained where another trial has trained this plan for the other precision."""
+        twin = None if self._store is None else twin_of(self._store, self.spec, self._bench.job.align)
+        if twin is None:
+            return
+        assert self._store is not None
+        self.pruned = trained_in(self._store, twin, self._bench.dense)
+        self._weights_of = twin.number if self.pruned is not None else None
 
     def _prepare(self) -> None:
         bench = self._bench
@@ -173,7 +187,7 @@ class TrialRun:
         rig = job.deciding_rig.name
         example, align = bench.task.example_input, job.align
         shapes = shapes_onnx(bench.dense, bench.profile.groups, self.spec.plan, example, align)
-        content = bench.form(shapes, samples=SHAPE_SAMPLES).content
+        content = bench.form(shapes, precision=self.spec.precision, samples=SHAPE_SAMPLES).content
         self._shapes = measured = bench.measure(rig, content)
         if budget is None:
             return None
@@ -209,18 +223,23 @@ class TrialRun:
         """Export, lower, parity, accuracy of the ONNX file, latency of the ONNX file, then the record."""
         assert self._run is not None
         bench, task = self._bench, self._bench.task
-        self.pruned = pruned = self._run.result()
+        self.pruned = pruned = self.pruned or self._run.result()
         model = pruned.model.cpu()
         example = task.example_input
         path = self.artefacts / MODEL_NAME
-        shipped = ship(model, task, path, form=bench.form)
+        shipped = ship(model, task, path, form=partial(bench.form, precision=self.spec.precision))
         measured = {rig.name: bench.measure(rig.name, shipped.content) for rig in bench.job.rigs}
         deciding = measured[bench.job.deciding_rig.name]
-        extra = {"seed": self.spec.seed, "align": bench.job.align, "params": dict(self.spec.params)}
+        extra = {
+            "seed": self.spec.seed,
+            "align": bench.job.align,
+            "precision": self.spec.precision,
+            "params": dict(self.spec.params),
+        }
         if isinstance(self.spec.plan, Target):
             extra["target"] = self.spec.plan.to_dict()
         save_pruned(self.artefacts, model, pruned.kept, pruned.requested, pruned.effective, extra=extra)
-        write_atomic(self.artefacts / "trace.jsonl", pruned.trace.to_lines())
+        write_atomic(self.artefacts / TRACE_NAME, pruned.trace.to_lines())
         return self._record(
             "complete",
             accuracy=shipped.score.value,
@@ -258,6 +277,8 @@ class TrialRun:
             epochs=self._run.epochs if self._run is not None else 0.0,
             seconds=self._seconds(),
             rungs=tuple(self._rungs),
+            precision=self.spec.precision,
+            weights_of=self._weights_of,
             **figures,
         )
 

@@ -19,6 +19,8 @@ SPACE = Space(
 )
 #: A space with three plans: soon searched through.
 TINY = Space((Dimension(layer="conv", structure="filter", sparsities=(0.0, 0.25, 0.5)),))
+#: Its plans in fp32 and in int8.
+MIXED = Space(TINY.dimensions, ("fp32", "int8"))
 
 
 def result_of(proposal: Proposal, status: Status = "complete", **changes: Any) -> TrialResult:
@@ -30,6 +32,7 @@ def result_of(proposal: Proposal, status: Status = "complete", **changes: Any) -
         "seed": 0,
         "params_sampled": dict(proposal.params),
         "requested": proposal.plan.to_dict(),
+        "precision": proposal.precision,
         "latency_ms": latency,
         "latency_high_ms": 1.02 * latency,
         "speedup": 1.0 / latency,

@@ -113,6 +113,7 @@ class TestFront:
             "macs": 15_200_000,
             "params": 180_000,
             "within_budget": False,
+            "precision": "fp32",
         }
         assert [row["within_budget"] for row in rows[1:]] == [False, True, True, True, True]
         assert rows[2]["accuracy_drop"] == pytest.approx(1.0)
@@ -169,6 +170,12 @@ class TestTable:
             assert figure in text, figure
 
 
+def test_what_int8_files_stand_on_the_front_is_told() -> None:
+    rows = front_rows(BASELINE, RESULTS, within)
+    assert "type" not in text_of(rich_table(rows, "wall"), 100)
+    assert "int8" in text_of(rich_table([{**row, "precision": "int8"} for row in rows], "wall"), 100)
+
+
 class TestFiles:
     @pytest.fixture
     def store(self, tmp_path: Path) -> RunStore:
@@ -198,7 +205,7 @@ class TestFiles:
         content = json.loads((store.root / "front.json").read_text())
         assert content["budget"] is None
         assert content["rows"][0]["within_budget"] is None
-        assert (store.root / "front.csv").read_text().splitlines()[1].endswith(",180000,")
+        assert (store.root / "front.csv").read_text().splitlines()[1].endswith(",180000,,fp32")
 
 
 class TestPlot:

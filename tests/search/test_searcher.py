@@ -22,7 +22,7 @@ from search.sampler import Proposal, StudySampler
 from search.searcher import INFEASIBLE_PER_TRIAL, RESTARTS, PlanSearcher
 from search.space import Space
 from search.store import RunStore
-from tests.search.fabricated import SPACE, TINY, publish, result_of
+from tests.search.fabricated import MIXED, SPACE, TINY, publish, result_of
 
 FINISHED = Searcher.FINISHED
 
@@ -60,7 +60,8 @@ class Search:
         )
 
     def proposal(self, config: dict[str, Any]) -> Proposal:
-        return Proposal(number=config["number"], params=config["params"], plan=PruningPlan.from_json(config["plan"]))
+        plan = PruningPlan.from_json(config["plan"])
+        return Proposal(number=config["number"], params=config["params"], plan=plan, precision=config["precision"])
 
     def finish(self, trial_id: str, config: dict[str, Any], status: Status = "complete", **changes: Any) -> TrialResult:
         """What a worker does at the end, and what Tune says then."""
@@ -111,7 +112,7 @@ def test_a_whole_search(kind: str, tmp_path: Path) -> None:
 def test_the_config_is_all_a_worker_needs(tmp_path: Path) -> None:
     search = Search(tmp_path)
     config = search.searcher.suggest("a")
-    assert set(config) == {"run_dir", "number", "plan", "params", "seed"}
+    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision"}
     assert json.loads(json.dumps(config)) == config
     assert config["run_dir"] == str(search.store.root.resolve())
     assert config["seed"] == 7
@@ -349,3 +350,50 @@ def test_nothing_of_ours_goes_into_ray_s_pickles(tmp_path: Path) -> None:
     search.searcher.save(str(tmp_path / "checkpoint"))
     search.searcher.restore(str(tmp_path / "checkpoint"))
     assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random"])
+def test_both_precisions_of_a_plan_are_tried_and_one_is_trained(kind: str, tmp_path: Path) -> None:
+    search = Search(tmp_path, MIXED, kind=kind, trials=2, max_concurrent=1)
+    trained: dict[str, int] = {}
+    order = []
+    while (config := search.searcher.suggest(f"t{len(order)}")) != FINISHED:
+        digest = search.proposal(config).plan.digest()
+        search.finish(f"t{len(order)}", config, weights_of=trained.get(digest))
+        trained.setdefault(digest, config["number"])
+        order.append((digest, config["precision"]))
+    # each plan, then at once its twin: two trainings, four results, and the last twin comes after the last training
+    assert len(order) == len(set(order)) == 4
+    assert [d for d, _ in order[::2]] == [d for d, _ in order[1::2]]
+    assert {p for _, p in order[:2]} == {p for _, p in order[2:]} == {"fp32", "int8"}
+    assert search.searcher.spent == 2
+    search.restart()
+    assert search.searcher.suggest("again") == FINISHED
+
+
+def test_a_twin_that_a_kill_left_waiting_is_tried_by_the_next_driver(tmp_path: Path) -> None:
+    search = Search(tmp_path, MIXED, trials=1, max_concurrent=1)
+    config = search.searcher.suggest("a")
+    first = search.finish("a", config)
+    search.restart()
+    assert not search.searcher.done
+    config = search.searcher.suggest("b")
+    assert (config["plan"], {first.precision, config["precision"]}) == (
+        search.proposal(config).plan.to_json(),
+        {"fp32", "int8"},
+    )
+    assert search.proposal(config).plan.digest() == first.plan_digest
+    search.finish("b", config, weights_of=first.number)
+    assert search.searcher.done
+
+
+def test_a_study_filled_from_results_knows_both_precisions(tmp_path: Path) -> None:
+    search = Search(tmp_path, MIXED, trials=3, max_concurrent=1)
+    search.run()
+    results = search.store.results()
+    search.url = f"journal:{tmp_path}/another"
+    search.restart(trials=6)
+    known = {(r.plan_digest, r.precision) for r in results.values()}
+    added = search.run()
+    assert len(known) == len(results)
+    assert not known & {(r.plan_digest, r.precision) for n, r in search.store.results().items() if n in added}

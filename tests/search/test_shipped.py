@@ -57,7 +57,7 @@ def _kinds(path: Path) -> set[str]:
 
 def _run(tmp_path: Path, rig: Rig, **sections: object) -> tuple[TrialRun, Path]:
     bench = make_bench(measure=rig, structures=["shape"], **{"lower": True, **sections})
-    spec = TrialSpec(number=0, plan=COLUMNS, params={}, seed=0)
+    spec = TrialSpec(number=0, plan=COLUMNS, params={}, seed=0, precision=bench.job.precisions[0])
     result, run = evaluate_plan(bench, spec, artefacts=tmp_path / "out")
     assert result.status == "complete", result.reason
     return run, tmp_path / "out" / "model.onnx"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ from evaluators import ExportError, Measurement, check_parity
 from search import artefact, worker
 from search.errors import AttemptLost
 from search.job import Job
+from search.precision import Precision
 from search.profile import profile_network
 from search.result import Baseline, TrialResult
 from search.store import RunStore
@@ -488,3 +490,56 @@ def test_a_target_that_fails_says_so_and_names_no_plan(tmp_path: Path) -> None:
 def test_a_target_that_plan_json_could_not_tell_of_is_refused_before_any_training() -> None:
     with pytest.raises(PlanError, match="cannot be written as JSON because of its function of layer names"):
         _spec(plan=Target(compression_x=5.0, layers=lambda name: name != "8"))
+
+
+@pytest.mark.parametrize("first", ["fp32", "int8"])
+def test_a_plan_is_trained_once_for_both_precisions(first: Precision, store: RunStore) -> None:
+    bench = make_bench(quantize="search")
+    second: Precision = "int8" if first == "fp32" else "fp32"
+    trained = TrialRun(bench, replace(_spec(0), precision=first), store=store)
+    _finish(trained)
+    twin = TrialRun(bench, replace(_spec(1), precision=second), store=store)
+    phases = [progress.phase for progress in _finish(twin)]
+    assert trained.result is not None
+    assert twin.result is not None
+    assert twin.result.status == "complete", twin.result.reason
+    assert (trained.result.weights_of, twin.result.weights_of) == (None, 0)
+    assert (trained.result.precision, twin.result.precision) == (first, second)
+    assert twin.result.epochs == 0.0
+    assert phases == ["shapes", "complete"]
+    assert any("weights of trial 0" in note for note in twin.result.notes)
+    same = ("plan_digest", "compression_x", "macs", "params", "primal_residual", "accuracy_after_prune")
+    assert [getattr(twin.result, n) for n in same] == [getattr(trained.result, n) for n in same]
+    folders = [store.trial_dir(n) for n in (0, 1)]
+    weights = [load_file(folder / "weights.safetensors") for folder in folders]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    traces = [(folder / "trace.jsonl").read_text() for folder in folders]
+    assert traces[0] == traces[1]
+    quantized = [b"QuantizeLinear" in (folder / "model.onnx").read_bytes() for folder in folders]
+    assert quantized == [first == "int8", second == "int8"]
+
+
+@pytest.mark.parametrize("spoil", ["weights.safetensors", "trace.jsonl", "plan.json"])
+def test_weights_that_cannot_be_read_are_trained_again(spoil: str, store: RunStore) -> None:
+    bench = make_bench(quantize="search")
+    _finish(TrialRun(bench, _spec(0), store=store))
+    (store.trial_dir(0) / spoil).write_bytes(b"{torn")
+    twin = TrialRun(bench, replace(_spec(1), precision="int8"), store=store)
+    _finish(twin)
+    assert twin.result is not None
+    assert twin.result.status == "complete", twin.result.reason
+    assert twin.result.weights_of is None
+    assert twin.result.epochs > 0
+
+
+@pytest.mark.parametrize("change", ["seed", "plan", "align"])
+def test_weights_of_another_trial_are_no_twins(change: str, store: RunStore) -> None:
+    _finish(TrialRun(make_bench(quantize="search"), _spec(0), store=store))
+    sections = {"sparsity": {"align": 2}} if change == "align" else {}
+    other = replace(_spec(1, seed=int(change == "seed")), precision="int8")
+    if change == "plan":
+        other = replace(other, plan=PruningPlan({"0": {"filter": 0.25}}))
+    twin = TrialRun(make_bench(quantize="search", **sections), other, store=store)
+    _finish(twin)
+    assert twin.result is not None
+    assert (twin.result.status, twin.result.weights_of) == ("complete", None)

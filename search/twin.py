@@ -1,0 +1,67 @@
+"""A plan is trained once for both precisions: the trial that comes second takes the weights of the first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from admm.compact import PLAN_FILE, WEIGHTS_FILE, load_pruned
+from admm.errors import PruneError
+from admm.kept import kept_of_json
+from admm.outcome import PruneResult
+from admm.plan import PruningPlan
+from admm.trace import AdmmTrace
+from search.result import TrialResult
+from search.store import RunStore
+from search.trial import TrialSpec
+
+TRACE_NAME = "trace.jsonl"
+
+
+def twin_of(store: RunStore, spec: TrialSpec, align: int) -> TrialResult | None:
+    """The finished trial of the same plan, seed and alignment in another precision, whose weights are kept; or None."""
+    if not isinstance(spec.plan, PruningPlan):
+        return None
+    digest = spec.plan.digest()
+    for result in store.results().values():
+        if (
+            result.status == "complete"
+            and (result.plan_digest, result.seed) == (digest, spec.seed)
+            and result.precision != spec.precision
+            and _alignment(store.trial_dir(result.number)) == align
+        ):
+            return result
+    return None
+
+
+def _alignment(folder: Path) -> int | None:
+    """What the trial's plan was rounded to; None where its weights are gone."""
+    try:
+        recorded = json.loads((folder / PLAN_FILE).read_text())["align"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return recorded if isinstance(recorded, int) and (folder / WEIGHTS_FILE).exists() else None
+
+
+def trained_in(store: RunStore, twin: TrialResult, dense: nn.Module) -> PruneResult | None:
+    """What that trial trained, read back; None where its files cannot be read, and the plan is trained again.
+
+    `dense` is the network before pruning: its weights are not used. No epoch is charged: the twin's record has them.
+    """
+    folder = store.trial_dir(twin.number)
+    try:
+        model = load_pruned(dense, folder)
+        content = json.loads((folder / PLAN_FILE).read_text())
+        return PruneResult(
+            model=model,
+            requested=PruningPlan(content["requested"]),
+            effective=PruningPlan(content["effective"]),
+            kept=kept_of_json(content["kept"], dense),
+            trace=AdmmTrace.from_lines((folder / TRACE_NAME).read_text()),
+            epochs=0.0,
+            notes=(f"weights of trial {twin.number}, which trained this plan for {twin.precision}",),
+        )
+    except (PruneError, OSError, ValueError, KeyError, TypeError):
+        return None
