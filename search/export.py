@@ -208,6 +208,8 @@ def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quan
         "trial": trial.number,
         "plan_digest": trial.plan_digest,
         "seed": trial.seed,
+        "precision": trial.precision if int8 is None else "int8",
+        "stretch": trial.stretch,
         "accuracy": accuracy,
         "accuracy_stderr": trial.accuracy_stderr if int8 is None else int8.score.stderr,
         "accuracy_drop": trial.accuracy_drop if int8 is None else 100.0 * (baseline.accuracy - int8.score.value),

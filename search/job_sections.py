@@ -127,6 +127,10 @@ class ComputeSettings(Section):
     """The layout of images; often faster for convolutions on a CPU."""
 
 
+#: No schedule is longer than so many times the job's.
+LONGEST = 100.0
+
+
 class SearchSettings(Section):
     """How many plans to try, and who proposes them."""
 
@@ -134,6 +138,11 @@ class SearchSettings(Section):
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     early_stopping: bool = True
+    final_stretch: Annotated[float, Field(ge=1.0, le=LONGEST)] = 2.0
+    """When all trials are done, the plans of the front are trained once more for so many times the iterations and
+    epochs, from the dense weights; 1 leaves it out."""
+    final_trials: Annotated[int, Field(ge=1)] = 8
+    """At most so many plans, spread over the front (over what keeps the budget, where there is one)."""
     study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"
     """`sqlite` (study.db in the run folder), a `sqlite:///` URL, or `journal:PATH` for shared file systems."""
 

@@ -29,7 +29,7 @@ from search.errors import UserError
 from search.export import out_errors, put_in_place, require_new
 from search.job import Job
 from search.job_file import load_job
-from search.job_sections import SparsityRange
+from search.job_sections import LONGEST, SparsityRange
 from search.precision import Precision
 from search.prune_view import PruneView
 from search.recipe import as_begun
@@ -90,7 +90,12 @@ def prune_to_folder(
             prepare_run(store, job, prepared, view)
         bench = open_bench(store, job)
         spec = TrialSpec(
-            number=0, plan=wanted, params={}, seed=job.search.seed, precision=_precision(job, json.loads(text))
+            number=0,
+            plan=wanted,
+            params={},
+            seed=job.search.seed,
+            precision=_precision(job, text),
+            stretch=_stretch(text, plan),
         )
         view.say(f"dense: accuracy {bench.baseline.accuracy:.4f}, {bench.baseline.latency_ms:.4g} ms")
         if isinstance(wanted, Target):
@@ -123,9 +128,26 @@ def as_in_trial(job: Job, text: str, path: Path) -> Job:
         raise UserError(f"{path}: its seed or align is no valid value: take the plan.json that a trial wrote") from None
 
 
-def _precision(job: Job, recorded: object) -> Precision:
+def _recorded_value(text: str, name: str) -> object:
+    """A value of a trial's plan.json beside its plan, None where it says none."""
+    content = json.loads(text)
+    return content.get(name) if isinstance(content, dict) and "kept" in content else None
+
+
+def _stretch(text: str, path: Path | None) -> float:
+    """How long the trial was trained that a plan.json is of."""
+    said = _recorded_value(text, "stretch")
+    said = 1.0 if said is None else said
+    if not isinstance(said, int | float) or isinstance(said, bool) or not 1.0 <= said <= LONGEST:
+        raise UserError(
+            f"{path}: its stretch must lie in [1, {LONGEST:g}], got {said!r}: take the plan.json that a trial wrote"
+        )
+    return float(said)
+
+
+def _precision(job: Job, text: str) -> Precision:
     """What a trial's plan.json says where the job leaves it open, else the job's first."""
-    said = recorded.get("precision") if isinstance(recorded, dict) else None
+    said = _recorded_value(text, "precision")
     return next((p for p in job.precisions if p == said), job.precisions[0])
 
 

@@ -61,6 +61,8 @@ class TrialResult:
     """What was rewritten for the deciding rig, layer by layer, and what it gained (`Lowered.to_dict()`)."""
     precision: Precision = "fp32"
     """What the shipped file computes in."""
+    stretch: float = 1.0
+    """Times the job's iterations and epochs that it was trained for."""
     weights_of: int | None = None
     """The trial that trained these weights; None where this one did. They were trained once for both precisions."""
     notes: tuple[str, ...] = ()
@@ -92,9 +94,9 @@ class TrialResult:
 
     @property
     def spent(self) -> bool:
-        """Whether it counts against the number of trials asked for: a plan over budget by its shapes and one whose
-        weights another trial trained cost seconds, and are counted apart."""
-        return self.status != "infeasible" and self.weights_of is None
+        """Whether it counts against the number of trials asked for. Counted apart are a plan over budget by its shapes
+        and one whose weights another trial trained, which cost seconds, and the long schedule of the final front."""
+        return self.status != "infeasible" and self.weights_of is None and self.stretch == 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""

@@ -57,6 +57,7 @@ class PruneTrainable(tune.Trainable):
             params=config["params"],
             seed=int(config["seed"]),
             precision=config["precision"],
+            stretch=float(config["stretch"]),
         )
         self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,9 +73,26 @@ class TrialSpec:
     params: Mapping[str, int]
     seed: int
     precision: Precision = "fp32"
+    stretch: float = 1.0
+    """Times the job's iterations and epochs that it is trained for: more than 1 is the long schedule of the front."""
 
     def __post_init__(self) -> None:
         self.plan.to_dict()
+        if not 1.0 <= self.stretch < math.inf:
+            raise ValueError(f"stretch must be at least 1 and finite, got {self.stretch!r}")
+
+    def stretched(self, job: Job) -> Job:
+        """The job with the schedule of this trial."""
+        if self.stretch == 1.0:
+            return job
+        iterations = math.ceil(job.admm.iterations * self.stretch - 1e-9)
+        epochs = math.ceil(job.finetune.epochs * self.stretch - 1e-9)
+        return job.model_copy(
+            update={
+                "admm": job.admm.model_copy(update={"iterations": iterations}),
+                "finetune": job.finetune.model_copy(update={"epochs": epochs}),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

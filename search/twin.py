@@ -28,7 +28,7 @@ def twin_of(store: RunStore, spec: TrialSpec, align: int) -> TrialResult | None:
     for result in store.results().values():
         if (
             result.status == "complete"
-            and (result.plan_digest, result.seed) == (digest, spec.seed)
+            and (result.plan_digest, result.seed, result.stretch) == (digest, spec.seed, spec.stretch)
             and result.precision != spec.precision
             and _alignment(store.trial_dir(result.number)) == align
         ):

@@ -85,7 +85,7 @@ class TrialRun:
     @property
     def total_steps(self) -> int:
         """Look at the shapes, train, retrain, measure."""
-        job = self._bench.job
+        job = self.spec.stretched(self._bench.job)
         return 2 + job.admm.iterations + job.finetune.epochs
 
     def step(self) -> Progress:
@@ -155,7 +155,7 @@ class TrialRun:
 
     def _prepare(self) -> None:
         bench = self._bench
-        job = bench.job
+        job = self.spec.stretched(bench.job)
         self._run = PruneRun(
             copy.deepcopy(bench.dense).to(bench.device),
             self.spec.plan,
@@ -214,7 +214,7 @@ class TrialRun:
         if report.phase != "admm":
             return progress
         progress = replace(progress, record=self._run.trace.records[-1])
-        if report.accuracy is None:
+        if report.accuracy is None or self.spec.stretch != 1.0:  # rungs compare trials of one schedule
             return progress
         self._rungs.append((report.index, report.accuracy))
         return replace(progress, rung=report.index, accuracy=report.accuracy)
@@ -234,6 +234,7 @@ class TrialRun:
             "seed": self.spec.seed,
             "align": bench.job.align,
             "precision": self.spec.precision,
+            "stretch": self.spec.stretch,
             "params": dict(self.spec.params),
         }
         if isinstance(self.spec.plan, Target):
@@ -278,6 +279,7 @@ class TrialRun:
             seconds=self._seconds(),
             rungs=tuple(self._rungs),
             precision=self.spec.precision,
+            stretch=self.spec.stretch,
             weights_of=self._weights_of,
             **figures,
         )
