@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import search
 from search.atomic import disk_errors
 from search.budget import Budget
 from search.errors import UserError
+from search.finals import final_plans
 from search.job import Job
 from search.orphans import Watcher
 from search.profile import Profile
@@ -110,7 +112,7 @@ def run_search(
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
-    sampler = _open_study(store, job, profile, budget)
+    sampler = _open_study(store, job, profile, budget, baseline.accuracy)
     results = store.results()
     board = RungBoard(rung_iterations(job.admm.iterations))
     board.fill(results)
@@ -124,6 +126,8 @@ def run_search(
         max_concurrent=job.resources.max_concurrent or 1,
         stopped=board.stopped,
         on_result=view.update,
+        finals=partial(final_plans, baseline, budget=budget, most=job.search.final_trials),
+        final_stretch=job.search.final_stretch,
     )
     for number in set(unfinished) - searcher.offered:
         store.discard_partial(number)  # begun for another budget, or in a study that is lost
@@ -131,7 +135,7 @@ def run_search(
         baseline, results, budget=budget, trials=job.search.trials, seconds=seconds, running=lambda: searcher.live
     )
     try:
-        if not searcher.done:
+        if not searcher.finished():
             with interrupt.heard(), _ray(address, store.root / SCRATCH):
                 interrupt.listen()
                 _fit(store, job, searcher, board if job.search.early_stopping else None, end)
@@ -145,7 +149,9 @@ def run_search(
     return _outcome(store, job, searcher, end)
 
 
-def _open_study(store: RunStore, job: Job, profile: Profile, budget: Budget | None) -> StudySampler:
+def _open_study(
+    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float
+) -> StudySampler:
     """The run's study; a new one (first start, new budget, lost file) is filled from the results."""
     starts = _count_start(store)
     sampler = StudySampler(
@@ -155,6 +161,7 @@ def _open_study(store: RunStore, job: Job, profile: Profile, budget: Budget | No
         seed=job.search.seed,
         start=starts,
         budget=budget,
+        dense_accuracy=dense_accuracy,
         rig=job.deciding_rig.name,
         run="" if job.search.study == "sqlite" else str(store.root.resolve()),
     )
@@ -215,14 +222,13 @@ def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | N
 
 def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Outcome:
     results = store.results()
-    if searcher.done:
-        return Outcome(complete=True, reason=None, results=results)
+    if searcher.finished():
+        every = "every plan of the space was tried" if searcher.exhausted else None
+        return Outcome(complete=True, reason=every, results=results)
     if end.interrupted:
         reason = "interrupted"
     elif end.reached:
         reason = "the time budget is spent"
-    elif searcher.exhausted:
-        return Outcome(complete=True, reason="every plan of the space was tried", results=results)
     else:
         reason = f"{searcher.infeasible_in_a_row} plans in a row were over budget by their shapes: loosen it, or try on"
     return Outcome(complete=False, reason=reason, results=results)

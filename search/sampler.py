@@ -1,4 +1,4 @@
-"""The sampler's memory: an Optuna study that asks for plans and is told what became of them.
+"""The sampler: asks for plans, is told what became of them, and remembers both in an Optuna study.
 
 The study is not the record (`result.json` is): it can be lost and is then filled again from the results, and a new
 budget opens a new study in the same database. Trial numbers are the study's: `trials/<n>` is study trial n.
@@ -6,60 +6,57 @@ budget opens a new study in the same database. Trial numbers are the study's: `t
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
 import random
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import IntDistribution
-from optuna.samplers import BaseGASampler
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from admm.errors import PlanError
 from admm.plan import PruningPlan
 from search.atomic import StoreError
 from search.budget import Budget
+from search.memory import Memory
+from search.mirror import Mirror
+from search.neighbours import Neighbourhood
 from search.precision import Precision
 from search.result import TrialResult
+from search.shares import pick
 from search.space import Space
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
+from search.study import drop_torn_line as drop_torn_line
+from search.study import make_sampler, open_study, study_name, study_place, written
+from search.study import open_storage as open_storage
+from search.study import study_url as study_url
 
 #: Proposals in a row that were seen before, after which a random plan is drawn instead.
 PATIENCE = 8
 #: Random draws that were all seen before, after which the space is gone through plan by plan.
 DRAWS = 200
-TWIN_OF = "twin_of"
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
-
-
-@contextlib.contextmanager
-def _written() -> Iterator[None]:
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise StoreError(f"the study cannot be written ({cause}): mend that, then go on with the run") from error
+#: Trials with figures before the neighbourhood of the best of them is worth a look.
+FIRST = 8
+#: Sources of trials that nobody draws.
+TWIN, FINAL = "twin", "final"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A plan to try: its trial number and the steps it was drawn with."""
+    """A plan to try: its trial number, the steps it was drawn with, and who proposed it.
+
+    `source` is the sampler's kind (`tpe`, `nsga2`, `random`), `neighbour`, or what `enqueue` was told: `uniform`,
+    `warm start`, `user`; `twin` is a plan that was trained already, in the other precision, and `final` one of the
+    front on the long schedule.
+    """
 
     number: int
     params: Mapping[str, int]
     plan: PruningPlan
+    source: str = "random"
     precision: Precision = "fp32"
+    stretch: float = 1.0
 
 
 class SpaceExhausted(Exception):
@@ -69,7 +66,9 @@ class SpaceExhausted(Exception):
 class StudySampler:
     """Ask for plans, tell results. One instance a driver; `start` counts the driver's starts and moves the seed.
 
-    `run` names the run where several may keep their studies in one place.
+    `run` names the run where several may keep their studies in one place. With `neighbours` the sampler's own
+    proposals are mixed with plans next to the front, in shares that follow what each source gained an epoch;
+    `dense_accuracy` is where the gain is counted from (without it, what the results say of it).
     """
 
     def __init__(
@@ -83,46 +82,85 @@ class StudySampler:
         budget: Budget | None = None,
         rig: str = "onnxruntime-cpu",
         run: str = "",
+        neighbours: bool = True,
+        dense_accuracy: float | None = None,
     ) -> None:
         self.space = space
         self.budget = budget
+        self._kind = sampler
+        self._url = url
         self._random = random.Random(f"{seed}/{start}")
+        self._seed = f"{seed}/{start}"
         self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
-        name = _study_name(space, budget, rig, run)
-        with _storage_errors(url):
-            storage = open_storage(url)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.study = optuna.create_study(
-                    storage=storage,
-                    study_name=name,
-                    sampler=_make_sampler(sampler, seed + start),
-                    directions=list(DIRECTIONS),
-                    load_if_exists=True,
-                )
-                self.study.set_metric_names(["accuracy", "relative_latency"])
-        self._seen: dict[str, int] = {}
+        self._neighbourhood = Neighbourhood(space) if neighbours else None
+        self._memory = Memory((sampler, "neighbour"), dense_accuracy)
+        self.study = open_study(url, study_name(space, budget, rig, run))
         self._exhausted = False
-        for trial in self.study.get_trials(deepcopy=False):
-            self._remember(trial)
+        self._seen: dict[str, int] = {}
+        with written():
+            # a copy made anew mid-way may not draw the same numbers again
+            self._mirror = Mirror(self.study, lambda copies: make_sampler(sampler, seed + start + 1_000_003 * copies))
+        self._reread()
 
+    def _reread(self) -> None:
+        for trial in self._mirror.trials:
+            digest = self._digest(trial)
+            if digest is not None:
+                self._seen.setdefault(digest, trial.number)
+            if trial.state == TrialState.COMPLETE and "duplicate_of" not in trial.user_attrs:
+                self._memory.recall(
+                    trial.number, _source(trial), trial.params, trial.values, trial.constraints.get("over_budget")
+                )
+
+    def _fresh(self) -> None:
+        if self._mirror.fresh():
+            self._reread()
+
+    @written()
     def fill(self, results: Mapping[int, TrialResult]) -> None:
-        """Add what other studies of this run found; numbers stay the same. Goes on where a kill ended it."""
-        for number in range(len(self.study.get_trials(deepcopy=False)), max(results, default=-1) + 1):
-            result = results.get(number)
-            if result is not None and self.fits_now(result):
-                result = None
-            self.study.add_trial(self._frozen(result))
-            if result is not None:
-                self._seen.setdefault(self._identity(result), number)
+        """Add what other studies of this run found; numbers stay the same. Goes on where a kill ended it.
+
+        Raises `StoreError` for a study that tells of other trials than these results do.
+        """
+        self._fresh()
+        known = self._mirror.trials
+        for number, result in sorted(results.items()):
+            if number < len(known):
+                self._check(known[number], result)
+                self._learn(known[number], result)
+        for number in range(len(known), max(results, default=-1) + 1):
+            found = results.get(number)
+            if found is not None and self.fits_now(found):
+                found = None
+            self._mirror.insert(self._frozen(found))
+            self._fresh()
+            if found is not None:
+                self._seen.setdefault(self._identity(found), number)
+                self._learn(self._mirror.trial(number), found)
+
+    def _check(self, trial: FrozenTrial, result: TrialResult) -> None:
+        """That trial and result are of one plan; where the study gave the number up, it may be any."""
+        told = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "duplicate_of" not in trial.user_attrs
+        if told and self._digest(trial) != self._identity(result):
+            raise StoreError(
+                f"the study {study_place(self._url)} is of another run (its trial {trial.number} is not the plan of "
+                f"trials/{trial.number}): move it away, it is filled again from the results"
+            )
+
+    def _learn(self, trial: FrozenTrial, result: TrialResult) -> None:
+        """What a proposal gained; a plan whose figures another study of this run used the number for teaches none."""
+        if self._digest(trial) == self._identity(result):
+            excess = self._constraints(result).get("over_budget")
+            self._memory.learn(result, _source(trial), trial.params, excess)
 
     def reconcile(self, results: Mapping[int, TrialResult], damaged: Collection[int] = ()) -> int:
         """Tell the study what finished while nobody listened; returns how many. For a driver that starts.
 
         A number is given up whose record is damaged, or that another study of this run has used for another plan.
         """
+        self._fresh()
         told = 0
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        for trial in [t for t in self._mirror.trials if not t.state.is_finished()]:
             result = results.get(trial.number)
             if result is not None and self._digest(trial) == self._identity(result):
                 self.tell(result)
@@ -131,46 +169,118 @@ class StudySampler:
                 self.give_up(trial.number)
         return told
 
+    @written()
     def give_up(self, number: int) -> None:
         """File a trial that will never have a result of its own."""
-        self.study._storage.set_trial_state_values(self._trial(number)._trial_id, state=TrialState.FAIL)
+        self._fresh()
+        self._mirror.finish(number, TrialState.FAIL)
 
-    def enqueue(self, params: Iterable[Mapping[str, int]]) -> None:
-        """Plans to try first; those the study knows already are left out."""
+    @written()
+    def enqueue(self, params: Iterable[Mapping[str, int]], source: str = "uniform", *, stretch: float = 1.0) -> int:
+        """Plans to try first; those the study knows already are left out. `source` says whose they are.
+
+        Returns how many were new. `stretch` is how many times the job's schedule they are trained for.
+        """
+        added = 0
         for steps in params:
-            if self._of_steps(steps) not in self._seen:
-                self.study.enqueue_trial(dict(steps), skip_if_exists=True)
+            self._fresh()
+            digest = self._of_steps(steps, stretch)
+            if digest not in self._seen:
+                trial = self._mirror.place(steps, self._distributions, TrialState.WAITING)
+                self._mirror.note(trial.number, {"source": source} | ({"stretch": stretch} if stretch != 1.0 else {}))
+                self._seen[digest] = self._mirror.write(trial.number)
+                added += 1
+        return added
 
+    def _enqueue_twins(self, result: TrialResult) -> None:
+        """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
+        if result.status != "complete" or result.weights_of is not None or len(self.space.precisions) == 1:
+            return
+        twins = [self._steps_to(result, p) for p in self.space.precisions if p != result.precision]
+        self.enqueue([steps for steps in twins if steps is not None], TWIN, stretch=result.stretch)
+
+    def waits(self, *sources: str) -> bool:
+        """Whether plans of these sources wait to be tried."""
+        return any(t.state == TrialState.WAITING and _source(t) in sources for t in self._mirror.trials)
+
+    def enqueue_final(self, results: Iterable[TrialResult], stretch: float) -> int:
+        """The plans of these results once more, on a schedule so many times as long; returns how many are new."""
+        steps = [self._steps_to(result, result.precision) for result in results]
+        return self.enqueue([s for s in steps if s is not None], FINAL, stretch=stretch)
+
+    @written()
     def unfinished(self) -> list[Proposal]:
         """Trials that were asked for and never told, by number: to be offered again before any new one."""
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._fresh()
         proposals = []
-        for trial in sorted(trials, key=lambda t: t.number):
-            proposal = self._proposal(trial._trial_id)
-            first = self._seen.setdefault(self._of_steps(proposal.params), proposal.number)
+        for trial in [t for t in self._mirror.trials if t.state == TrialState.RUNNING]:
+            proposal = self._proposal(self._mirror.complete(trial.number, self._distributions))
+            first = self._seen.setdefault(self._of_steps(proposal.params, proposal.stretch), proposal.number)
             if first == proposal.number:
                 proposals.append(proposal)
-            else:  # a kill came between asking and seeing that the plan was known
-                self._tell_duplicate(proposal.number, first)
+            else:  # half drawn when it was killed, and what was drawn since makes a known plan of it
+                self._mirror.finish(proposal.number, **self._like(first))
         return proposals
 
-    @_written()
-    def ask(self) -> Proposal:
-        """A plan that was not proposed before. Raises `SpaceExhausted`."""
-        for attempt in itertools.count():
-            if self._exhausted:
-                break
-            if attempt >= PATIENCE:
-                self.study.enqueue_trial(self._unseen())
-            with _quiet():
-                trial = self.study.ask()
-            proposal = self._proposal(trial._trial_id)
-            seen = self._of_steps(proposal.params)
-            first = self._seen.setdefault(seen, proposal.number)
+    @written()
+    def ask(self, *only: str) -> Proposal:
+        """A plan that was not proposed before, or one that waits of these sources alone. Raises `SpaceExhausted`."""
+        self._fresh()
+        waiting = self._waiting(only)
+        if waiting is not None:
+            return waiting
+        if self._exhausted or only:
+            raise SpaceExhausted
+        steps = self._next_to_the_front()
+        if steps is not None:
+            return self._placed(steps, "neighbour")
+        for _ in range(PATIENCE):
+            trial = self._mirror.draw(self._distributions)
+            first = self._seen.get(self._of_steps(trial.params))
+            if first is None:
+                return self._written_down(trial, self._kind)
+            # the same plan again: the same values, nothing is run
+            self._mirror.note(trial.number, {"duplicate_of": first})
+            self._mirror.finish(trial.number, **self._like(first), durable=False)
+            self._mirror.write(trial.number)
+            self._fresh()
+        return self._placed(self._unseen(), "random")
+
+    def _waiting(self, only: Collection[str]) -> Proposal | None:
+        """The first plan that waits (of these sources, where some are named), running now."""
+        for waiting in [t for t in self._mirror.trials if t.state == TrialState.WAITING]:
+            if only and _source(waiting) not in only:
+                continue
+            self._mirror.start(waiting.number)
+            proposal = self._proposal(self._mirror.complete(waiting.number, self._distributions))
+            first = self._seen.setdefault(self._of_steps(proposal.params, proposal.stretch), proposal.number)
             if first == proposal.number:
                 return proposal
-            self._tell_duplicate(proposal.number, first)
-        raise SpaceExhausted
+            self._mirror.finish(proposal.number, **self._like(first))
+        return None
+
+    def _next_to_the_front(self) -> dict[str, int] | None:
+        """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
+        if self._neighbourhood is None or self._memory.measured < FIRST:
+            return None
+        # by the number of the trial to come: what is drawn does not hang on how many draws went before
+        rng = random.Random(f"{self._seed}/{len(self._mirror.trials)}")
+        if pick(self._memory.shares(), rng) != "neighbour":
+            return None
+        return self._neighbourhood.draw(self._memory.parents(), self._was_seen, rng)
+
+    def _was_seen(self, steps: Mapping[str, int]) -> bool:
+        return self._of_steps(steps) in self._seen
+
+    def _placed(self, steps: Mapping[str, int], source: str) -> Proposal:
+        return self._written_down(self._mirror.place(steps, self._distributions, TrialState.RUNNING), source)
+
+    def _written_down(self, trial: FrozenTrial, source: str) -> Proposal:
+        """A new plan that the durable study knows before anybody runs it."""
+        self._mirror.note(trial.number, {"source": source})
+        number = self._mirror.write(trial.number)
+        self._seen[self._of_steps(trial.params)] = number
+        return self._proposal(self._mirror.trial(number))
 
     def _unseen(self) -> dict[str, int]:
         """Steps to a plan that was not proposed before. Raises `SpaceExhausted`."""
@@ -179,113 +289,82 @@ class StudySampler:
         # drawn in vain, so nearly all plans are seen and there are few
         listed = (dict(zip(sizes, steps, strict=True)) for steps in itertools.product(*map(range, sizes.values())))
         for steps in itertools.chain(drawn, listed):
-            if self._of_steps(steps) not in self._seen:
+            if not self._was_seen(steps):
                 return steps
         self._exhausted = True
         raise SpaceExhausted
 
-    @_written()
+    @written()
     def tell(self, result: TrialResult) -> None:
         """File a finished trial: COMPLETE with its values, PRUNED for stopped and infeasible, FAIL for failed."""
-        trial = self._trial(result.number)
+        self._fresh()
+        trial = self._mirror.trial(result.number)
         if trial.state.is_finished():
             return
-        live = optuna.trial.Trial(self.study, trial._trial_id)
-        for key, value in self._constraints(result).items():
-            # a kill between here and `tell` leaves the constraint set: it is the same value, set it once
-            if not any(k.endswith(f":{key}") for k in trial.system_attrs):
-                live.set_constraint(key, value)
+        self._mirror.finish(
+            result.number, _STATES[result.status], _values(result), constraints=self._constraints(result)
+        )
+        self._learn(trial, result)
         self._enqueue_twins(result)
-        self.study.tell(result.number, _values(result), state=_STATES[result.status], skip_if_finished=True)
-
-    def _enqueue_twins(self, result: TrialResult) -> None:
-        """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
-        if result.status != "complete" or result.weights_of is not None:
-            return
-        for precision in self.space.precisions:
-            steps = self.space.params(PruningPlan(result.requested), precision)
-            if precision != result.precision and self._of_steps(steps) not in self._seen:
-                self.study.enqueue_trial(steps, user_attrs={TWIN_OF: result.number}, skip_if_exists=True)
-
-    @property
-    def twins_waiting(self) -> bool:
-        """Whether trials are left that cost no training, because another one has trained their plan."""
-        if len(self.space.precisions) == 1:
-            return False
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return any(TWIN_OF in trial.user_attrs for trial in waiting)
 
     def _constraints(self, result: TrialResult) -> dict[str, float]:
         excess = None if self.budget is None else self.budget.excess_of(result)
         return {} if excess is None else {"over_budget": excess}
 
-    def _proposal(self, trial_id: int) -> Proposal:
-        # A kill in the middle of `ask` leaves parameters unset: suggesting again keeps what is set, draws the rest.
-        with _quiet():
-            live = optuna.trial.Trial(self.study, trial_id)
-            params = {n: live.suggest_int(n, d.low, d.high) for n, d in self._distributions.items()}
-        if isinstance(self.study.sampler, BaseGASampler):
-            # the sampler itself gives a trial whose parameters were enqueued no place in its population
-            self.study.sampler.get_trial_generation(self.study, self.study._storage.get_trial(trial_id))
-        precision = self.space.precision(params)
-        return Proposal(number=live.number, params=params, plan=self.space.plan(params), precision=precision)
+    def _proposal(self, trial: FrozenTrial) -> Proposal:
+        params = {name: trial.params[name] for name in self._distributions}
+        return Proposal(
+            number=trial.number,
+            params=params,
+            plan=self.space.plan(params),
+            source=trial.user_attrs.get("source", self._kind),
+            precision=self.space.precision(params),
+            stretch=_stretch(trial),
+        )
 
-    def _tell_duplicate(self, number: int, first: int) -> None:
-        """The same plan again: the same values, nothing is run."""
-        original, trial_id = self._trial(first), self._trial(number)._trial_id
-        self.study._storage.set_trial_user_attr(trial_id, "duplicate_of", first)
-        if original.state == TrialState.COMPLETE:
-            with _quiet():
-                for key, value in original.constraints.items():
-                    optuna.trial.Trial(self.study, trial_id).set_constraint(key, value)
-            self.study.tell(number, original.values)
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
-
-    def _trial(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
-
-    def _remember(self, trial: FrozenTrial) -> None:
-        digest = self._digest(trial)
-        if digest is not None:
-            self._seen.setdefault(digest, trial.number)
+    def _like(self, number: int) -> dict[str, Any]:
+        """How a trial ends whose plan an earlier one has: with that one's values where it has any."""
+        first = self._mirror.trial(number)
+        if first.state != TrialState.COMPLETE:
+            return {"state": TrialState.FAIL}
+        return {"state": TrialState.COMPLETE, "values": first.values, "constraints": first.constraints}
 
     def _digest(self, trial: FrozenTrial) -> str | None:
         """The trial's plan, or None while not all of it is drawn."""
-        return self._of_steps(trial.params) if set(trial.params) == set(self._distributions) else None
+        drawn = set(trial.params) == set(self._distributions)
+        return self._of_steps(trial.params, _stretch(trial)) if drawn else None
 
-    def _of_steps(self, steps: Mapping[str, Any]) -> str:
-        """What tells these steps' plan and precision from all others."""
-        return self.space.identity(self.space.plan(steps).digest(), self.space.precision(steps))
+    def _of_steps(self, steps: Mapping[str, Any], stretch: float = 1.0) -> str:
+        """What tells a trial of these steps from all others."""
+        return self.space.identity(self.space.plan(steps).digest(), self.space.precision(steps), stretch)
 
     def _identity(self, result: TrialResult) -> str:
-        return self.space.identity(result.plan_digest, result.precision)
+        return self.space.identity(result.plan_digest, result.precision, result.stretch)
 
     def fits_now(self, result: TrialResult) -> bool:
         """Whether another budget kept this plan from being trained: under the present one it may be proposed again."""
         return result.status == "infeasible" and all(excess <= 0.0 for excess in self._constraints(result).values())
 
-    def _steps_to(self, result: TrialResult) -> dict[str, int] | None:
+    def _steps_to(self, result: TrialResult, precision: Precision) -> dict[str, int] | None:
         """By the plan, not by the steps of old: in another space other steps may lead there, or none."""
         try:
-            steps = self.space.params(PruningPlan(result.requested), result.precision)
+            steps = self.space.params(PruningPlan(result.requested), precision)
         except (PlanError, ValueError):
             return None
         return steps if self.space.plan(steps).digest() == result.plan_digest else None
 
     def _frozen(self, result: TrialResult | None) -> FrozenTrial:
-        steps = None if result is None else self._steps_to(result)
+        steps = None if result is None else self._steps_to(result, result.precision)
         if result is None or steps is None:
             return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"filled": "no result"})
         attributes: dict[str, Any] = {f"constraints:{k}": v for k, v in self._constraints(result).items()}
-        if isinstance(self.study.sampler, BaseGASampler):
-            attributes[self.study.sampler._get_generation_key()] = 0
         return optuna.trial.create_trial(
             state=_STATES[result.status],
             values=_values(result),
             params=steps,
             distributions=dict(self._distributions),
-            system_attrs=attributes,
+            user_attrs={"source": "earlier"} | ({"stretch": result.stretch} if result.stretch != 1.0 else {}),
+            system_attrs=attributes | self._mirror.first_generation(),
         )
 
 
@@ -301,68 +380,9 @@ def _values(result: TrialResult) -> list[float] | None:
     return list(result.dominates_key) if result.status == "complete" else None
 
 
-def _make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
-    with _quiet():
-        if kind == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        if kind == "nsga2":
-            return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
-        return optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, n_startup_trials=8, seed=seed
-        )
+def _source(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("source", "earlier"))
 
 
-def _study_name(space: Space, budget: Budget | None, rig: str, run: str) -> str:
-    """One study a question: another space, budget or rig is another question to the same record."""
-    searched = space.precisions if len(space.precisions) > 1 else ()
-    question = repr((space.to_dict(), str(budget), rig, run, *searched)).encode()
-    return f"prunefront-{hashlib.sha256(question).hexdigest()[:12]}"
-
-
-def study_url(setting: str, default: Path) -> str:
-    """The job's `search.study` as a URL: `sqlite` means study.db in the run folder."""
-    return f"sqlite:///{default.resolve()}" if setting == "sqlite" else setting
-
-
-def open_storage(url: str) -> BaseStorage:
-    """SQLite by `sqlite:///PATH` (any SQLAlchemy URL works), or a journal file by `journal:PATH`."""
-    if url.startswith("journal:"):
-        path = Path(url.removeprefix("journal:"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drop_torn_line(path)
-        # a lock by O_EXCL works where links do not; it is abandoned after its grace period if its holder was killed
-        lock = JournalFileOpenLock(str(path), grace_period=5)
-        with _quiet():
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None)
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill left unfinished: the next append would make it unreadable for good."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _storage_errors(url: str) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:  # SQLAlchemy, Optuna and the file system each have their own
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        where = url.removeprefix("sqlite:///").removeprefix("journal:")
-        raise StoreError(
-            f"the study {where} cannot be opened ({line}): move it away, it is filled again from the results"
-        ) from None
+def _stretch(trial: FrozenTrial) -> float:
+    return float(trial.user_attrs.get("stretch", 1.0))

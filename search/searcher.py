@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from ray.tune.search import Searcher
 
 from search.result import TrialResult
-from search.sampler import Proposal, SpaceExhausted, StudySampler
+from search.sampler import FINAL, TWIN, Proposal, SpaceExhausted, StudySampler
 from search.store import RunStore, StoreError
 
 #: Plans found over budget by their shapes cost seconds and are counted apart; this many in a row, times the trials
@@ -25,6 +25,12 @@ from search.store import RunStore, StoreError
 INFEASIBLE_PER_TRIAL = 8
 #: How often a driver takes a trial up again whose worker was lost, before the trial counts as failed.
 RESTARTS = 2
+#: Whose plans are tried after the search as well.
+AFTER = (TWIN, FINAL)
+
+
+#: Chooses, of all results, those whose plans are trained on the long schedule.
+Finals: TypeAlias = Callable[[Mapping[int, TrialResult]], Iterable[TrialResult]]
 
 
 class Halt(BaseException):
@@ -47,6 +53,7 @@ class PlanSearcher(Searcher):
     """Offers unfinished trials first, then new plans, until `trials` of them were trained (or failed, or stopped).
 
     `stopped` says which trials the scheduler ended and why; `on_result` is called with each finished trial's record.
+    When the search is over, what `finals` chooses of the results is trained `final_stretch` times as long.
     Trials that still run when a driver ends are left for the next one.
     """
 
@@ -60,6 +67,8 @@ class PlanSearcher(Searcher):
         max_concurrent: int,
         stopped: Mapping[int, str] | None = None,
         on_result: Callable[[TrialResult], None] = lambda result: None,
+        finals: Finals = lambda results: (),
+        final_stretch: float = 1.0,
     ) -> None:
         super().__init__()
         self._sampler = sampler
@@ -69,6 +78,8 @@ class PlanSearcher(Searcher):
         self.max_concurrent = max_concurrent
         self._stopped = stopped if stopped is not None else {}
         self._on_result = on_result
+        self._finals = finals
+        self._final_stretch = final_stretch
         self._again: list[Proposal] = sampler.unfinished()
         self._live: dict[str, Proposal] = {}
         self._losses: Counter[int] = Counter()
@@ -84,9 +95,24 @@ class PlanSearcher(Searcher):
         return sum(self._ended.values())
 
     @property
-    def done(self) -> bool:
-        """Whether all trials asked for have ended, and with them what costs no training."""
-        return self.spent >= self._trials and not self._sampler.twins_waiting
+    def searched(self) -> bool:
+        """Whether no new plan is drawn: all trials asked for have ended, or every plan was tried."""
+        return self.spent >= self._trials or self.exhausted
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do; what remains after the search is put in line when its turn comes."""
+        if not self.searched or self._live:
+            return False
+        return not self._left() and not self._enqueue_finals()
+
+    def _left(self) -> bool:
+        """Whether plans wait that are tried after the search as well."""
+        return self._sampler.waits(*AFTER) or any(p.source in AFTER for p in self._again)
+
+    def _enqueue_finals(self) -> int:
+        if self._final_stretch == 1.0:
+            return 0
+        return self._sampler.enqueue_final(self._finals(self._store.results()), self._final_stretch)
 
     @property
     def infeasible(self) -> int:
@@ -107,18 +133,19 @@ class PlanSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config, None to be asked again later, or FINISHED."""
         self._file_late()
-        if self.done:
+        if self.searched:
+            if not self._left():
+                return None if self._live else self._last(trial_id)
+            self._again = [p for p in self._again if p.source in AFTER]
+        elif self.infeasible_in_a_row >= INFEASIBLE_PER_TRIAL * self._trials:
             return Searcher.FINISHED
-        trained_enough = self.spent >= self._trials
-        if self.infeasible_in_a_row >= INFEASIBLE_PER_TRIAL * self._trials:
-            return Searcher.FINISHED
-        if len(self._live) >= self.max_concurrent:
+        elif self.spent + len(self._live) >= self._trials:
             return None
-        if not trained_enough and self.spent + len(self._live) >= self._trials:
+        if len(self._live) >= self.max_concurrent:
             return None
         proposal = self._again.pop(0) if self._again else self._new()
         if proposal is None:
-            return None if self._live else Searcher.FINISHED
+            return None if self._live else self._last(trial_id)
         self._live[trial_id] = proposal
         return {
             "run_dir": str(self._store.root.resolve()),
@@ -127,7 +154,12 @@ class PlanSearcher(Searcher):
             "params": dict(proposal.params),
             "seed": self._seed,
             "precision": proposal.precision,
+            "stretch": proposal.stretch,
         }
+
+    def _last(self, trial_id: str) -> Any:
+        """The first of the final trials, or FINISHED."""
+        return self.suggest(trial_id) if not self.finished() else Searcher.FINISHED
 
     def _file_late(self) -> None:
         """A worker of an earlier driver may live a little longer, and end its trial after this driver has looked."""
@@ -137,10 +169,11 @@ class PlanSearcher(Searcher):
 
     def _new(self) -> Proposal | None:
         try:
-            proposal = self._sampler.ask()
+            only = AFTER if self.searched else ()
+            proposal = self._sampler.ask(*only)
             while self._store.trial_dir(proposal.number).exists():  # such a late end, of another study's trial
                 self._sampler.give_up(proposal.number)
-                proposal = self._sampler.ask()
+                proposal = self._sampler.ask(*only)
         except SpaceExhausted:
             self.exhausted = True
             return None
@@ -195,6 +228,7 @@ class PlanSearcher(Searcher):
             reason=f"its worker was lost {RESTARTS + 1} times: {said}",
             params_sampled=dict(proposal.params),
             precision=proposal.precision,
+            stretch=proposal.stretch,
             requested=proposal.plan.to_dict(),
         )
 

@@ -66,9 +66,10 @@ class Space:
         """What the file of these steps computes in."""
         return self.precisions[int(params.get(PRECISION, 0))]
 
-    def identity(self, digest: str, precision: str) -> str:
-        """What makes two trials the same: the plan, and its precision where both are searched."""
-        return f"{digest}/{precision}" if len(self.precisions) > 1 else digest
+    def identity(self, digest: str, precision: str, stretch: float = 1.0) -> str:
+        """What makes two trials the same: the plan, its precision where both are searched, and a longer schedule."""
+        same = f"{digest}/{precision}" if len(self.precisions) > 1 else digest
+        return same if stretch == 1.0 else f"{same}/x{stretch:g}"
 
     def plan(self, params: Mapping[str, Any]) -> PruningPlan:
         """The plan that these steps stand for. Raises `KeyError` for a missing dimension."""

@@ -259,8 +259,16 @@ class TrialRun:
             parity_max_abs=shipped.parity.max_abs,
             measurements={name: m.to_dict() for name, m in measured.items()},
             lowered=shipped.lowered.to_dict() if shipped.lowered is not None else None,
-            notes=(*pruned.notes, *without_gain(self._plan, shipped.lowered, bench.job.deciding_rig.name)),
+            notes=(
+                *pruned.notes,
+                *self._schedule_note(),
+                *without_gain(self._plan, shipped.lowered, bench.job.deciding_rig.name),
+            ),
         )
+
+    def _schedule_note(self) -> tuple[str, ...]:
+        stretch = self.spec.stretch
+        return () if stretch == 1.0 else (f"trained for {stretch:g} times the schedule of the search",)
 
     def _accuracy_of(self, model: nn.Module) -> float:
         task = self._bench.task

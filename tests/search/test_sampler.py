@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
 from search.atomic import StoreError
@@ -331,7 +332,7 @@ def test_an_old_population_breeds_on_after_a_fill(tmp_path: Path) -> None:
         proposal = old.ask()
         results[proposal.number] = result_of(proposal)
         old.tell(results[proposal.number])
-    key = old.study.sampler._get_generation_key()  # type: ignore[attr-defined]
+    key = NSGAIISampler._get_generation_key()
     assert all(key in t.system_attrs for t in old.study.get_trials(deepcopy=False))
     new = _open(tmp_path, sampler="nsga2", budget=Budget(speedup=1.1))
     new.fill(results)

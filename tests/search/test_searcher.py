@@ -7,7 +7,8 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class Search:
 
     def proposal(self, config: dict[str, Any]) -> Proposal:
         plan = PruningPlan.from_json(config["plan"])
-        return Proposal(number=config["number"], params=config["params"], plan=plan, precision=config["precision"])
+        names = ("number", "params", "precision", "stretch")
+        return Proposal(plan=plan, **{name: config[name] for name in names})
 
     def finish(self, trial_id: str, config: dict[str, Any], status: Status = "complete", **changes: Any) -> TrialResult:
         """What a worker does at the end, and what Tune says then."""
@@ -112,12 +114,13 @@ def test_a_whole_search(kind: str, tmp_path: Path) -> None:
 def test_the_config_is_all_a_worker_needs(tmp_path: Path) -> None:
     search = Search(tmp_path)
     config = search.searcher.suggest("a")
-    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision"}
+    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision", "stretch"}
     assert json.loads(json.dumps(config)) == config
     assert config["run_dir"] == str(search.store.root.resolve())
     assert config["seed"] == 7
     assert PruningPlan.from_json(config["plan"]) == SPACE.plan(config["params"])
-    assert search.searcher.proposal("a") == search.proposal(config)
+    assert search.searcher.proposal("a") == replace(search.proposal(config), source="random")
+    assert (config["precision"], config["stretch"]) == ("fp32", 1.0)
     assert search.searcher.proposal("b") is None
 
 
@@ -376,7 +379,7 @@ def test_a_twin_that_a_kill_left_waiting_is_tried_by_the_next_driver(tmp_path: P
     config = search.searcher.suggest("a")
     first = search.finish("a", config)
     search.restart()
-    assert not search.searcher.done
+    assert not search.searcher.finished()
     config = search.searcher.suggest("b")
     assert (config["plan"], {first.precision, config["precision"]}) == (
         search.proposal(config).plan.to_json(),
@@ -384,7 +387,7 @@ def test_a_twin_that_a_kill_left_waiting_is_tried_by_the_next_driver(tmp_path: P
     )
     assert search.proposal(config).plan.digest() == first.plan_digest
     search.finish("b", config, weights_of=first.number)
-    assert search.searcher.done
+    assert search.searcher.finished()
 
 
 def test_a_study_filled_from_results_knows_both_precisions(tmp_path: Path) -> None:
@@ -397,3 +400,63 @@ def test_a_study_filled_from_results_knows_both_precisions(tmp_path: Path) -> No
     added = search.run()
     assert len(known) == len(results)
     assert not known & {(r.plan_digest, r.precision) for n, r in search.store.results().items() if n in added}
+
+
+def _finals(results: Mapping[int, TrialResult]) -> list[TrialResult]:
+    own = [r for r in results.values() if r.status == "complete" and r.stretch == 1.0]
+    return sorted(own, key=lambda r: -(r.accuracy or 0.0))[:2]
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random"])
+def test_the_front_is_trained_for_longer_when_the_search_is_over(kind: str, tmp_path: Path) -> None:
+    search = Search(tmp_path, kind=kind, trials=4, finals=_finals, final_stretch=3.0)
+    configs = [search.searcher.suggest(name) for name in "abcd"]
+    assert [c is None for c in configs] == [False, False, True, True]
+    for name, config in zip("ab", configs[:2], strict=True):
+        search.finish(name, config)
+    third, fourth = search.searcher.suggest("c"), search.searcher.suggest("d")
+    search.finish("c", third)
+    # the front is not known before the last trial ends
+    assert search.searcher.suggest("e") is None
+    search.finish("d", fourth)
+    chosen = {r.plan_digest for r in _finals(search.store.results())}
+    numbers = search.run()
+    finals = [search.store.result(n) for n in numbers]
+    assert {r.plan_digest for r in finals} == chosen
+    assert {r.stretch for r in finals} == {3.0}
+    assert search.searcher.spent == 4
+    # nothing is trained twice, not even by another driver or from a new study
+    search.restart()
+    assert search.searcher.finished()
+    search.url = f"journal:{tmp_path}/another"
+    search.restart()
+    assert search.searcher.suggest("x") == FINISHED
+    # a search that goes on has a front of its own in the end
+    search.restart(trials=6)
+    assert [search.store.result(n).stretch for n in search.run()][:2] == [1.0, 1.0]
+
+
+def test_a_final_trial_that_was_killed_goes_on_before_anything_else(tmp_path: Path) -> None:
+    search = Search(tmp_path, trials=2, max_concurrent=1, finals=_finals, final_stretch=2.0)
+    for name in "ab":
+        search.finish(name, search.searcher.suggest(name))
+    begun = search.searcher.suggest("c")
+    assert begun["stretch"] == 2.0
+    search.restart()
+    assert not search.searcher.finished()
+    assert search.searcher.suggest("d") == begun
+    search.finish("d", begun)
+    assert len(search.run()) == 1
+
+
+def test_when_every_plan_was_tried_the_front_is_trained_for_longer(tmp_path: Path) -> None:
+    search = Search(tmp_path, TINY, trials=50, finals=_finals, final_stretch=2.0)
+    stretches = [search.store.result(n).stretch for n in search.run()]
+    assert stretches == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert search.searcher.exhausted
+
+
+def test_plans_in_line_beyond_the_trials_asked_for_are_not_tried_with_the_finals(tmp_path: Path) -> None:
+    search = Search(tmp_path, trials=1, max_concurrent=1, finals=_finals, final_stretch=2.0)
+    search.sampler.enqueue([SPACE.uniform(s) for s in (0.25, 0.5, 0.75)])
+    assert [search.store.result(n).stretch for n in search.run()] == [1.0, 2.0]

@@ -543,3 +543,26 @@ def test_weights_of_another_trial_are_no_twins(change: str, store: RunStore) -> 
     _finish(twin)
     assert twin.result is not None
     assert (twin.result.status, twin.result.weights_of) == ("complete", None)
+
+
+def test_a_longer_schedule_is_as_long_as_it_says(store: RunStore) -> None:
+    bench = make_bench(search={"early_stopping": True})
+    run = TrialRun(bench, replace(_spec(0), stretch=1.5), store=store)
+    progress = _finish(run)
+    result = run.result
+    assert result is not None
+    assert (result.status, result.stretch) == ("complete", 1.5), result.reason
+    iterations, epochs = math.ceil(1.5 * ITERATIONS), math.ceil(1.5 * EPOCHS)
+    assert [p.phase for p in progress].count("admm") == iterations
+    assert [p.phase for p in progress].count("finetune") == epochs
+    assert all(p.rung is None for p in progress)  # rungs compare trials of one schedule
+    assert result.rungs == ()
+    assert not result.spent
+    assert json.loads((store.trial_dir(0) / "plan.json").read_text())["stretch"] == 1.5
+    assert any("1.5 times the schedule" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("stretch", [0.5, math.nan, math.inf])
+def test_a_schedule_is_not_shorter_than_the_job_says(stretch: float) -> None:
+    with pytest.raises(ValueError, match="stretch must be at least 1"):
+        replace(_spec(0), stretch=stretch)

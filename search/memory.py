@@ -1,0 +1,107 @@
+"""What a sampler knows of the finished trials beyond the study: noise, epochs, and what each source gained.
+
+Filled from the results, which have all of it; a trial whose result is not at hand is recalled from the study's values,
+as exact and of one epoch.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from search.dominance import Figures
+from search.neighbours import Known, parents
+from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
+from search.result import TrialResult
+from search.shares import shares
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    source: str
+    epochs: float
+    known: Known | None
+
+
+class Memory:
+    """By trial number. `sources` share the proposals; `dense_accuracy` None is read from the results."""
+
+    def __init__(self, sources: Sequence[str], dense_accuracy: float | None) -> None:
+        self._sources = sources
+        self._dense_accuracy = dense_accuracy
+        self._told: dict[int, _Told] = {}
+        self._numbers: list[int] = []
+        self._history: list[tuple[str, float, float]] = []
+        self._area = Area(0.0)
+        self._stale = True
+        self._parents: list[tuple[Known, float]] | None = None
+
+    @property
+    def measured(self) -> int:
+        """Trials with both figures."""
+        return sum(told.known is not None for told in self._told.values())
+
+    def learn(self, result: TrialResult, source: str, steps: Mapping[str, int], excess: float | None) -> None:
+        """File a result; told again, it replaces what was recalled."""
+        figures = Figures.of(result)
+        if self._dense_accuracy is None and result.accuracy is not None and result.accuracy_drop is not None:
+            self._dense_accuracy = result.accuracy + result.accuracy_drop / 100.0
+            self._stale = True
+        known = None if figures is None else Known(steps=steps, figures=figures, excess=excess)
+        self._file(result.number, _Told(source, result.epochs, known))
+
+    def recall(
+        self,
+        number: int,
+        source: str,
+        steps: Mapping[str, int],
+        values: Sequence[float],
+        excess: float | None,
+    ) -> None:
+        """File what the study says of a complete trial, unless the result was learned already."""
+        accuracy, latency = values
+        if number in self._told or not latency > 0.0:
+            return
+        figures = Figures(accuracy=accuracy, speedup=1.0 / latency)
+        self._file(number, _Told(source, 1.0, Known(steps=steps, figures=figures, excess=excess)))
+
+    def _file(self, number: int, told: _Told) -> None:
+        if self._told.get(number) == told:
+            return
+        late = number in self._told or bool(self._numbers and number < self._numbers[-1])
+        if number not in self._told:
+            bisect.insort(self._numbers, number)
+        self._told[number] = told
+        self._parents = None
+        if late:
+            self._stale = True
+        elif not self._stale:
+            self._history.append(self._gain(told))
+
+    def _gain(self, told: _Told) -> tuple[str, float, float]:
+        gained = self._area.add(*told.known.figures.point) if told.known is not None else 0.0
+        return told.source, gained, told.epochs
+
+    @property
+    def floor(self) -> float:
+        """The accuracy above which the hypervolume counts."""
+        if self._dense_accuracy is not None:
+            return accuracy_floor(self._dense_accuracy)
+        best = max((t.known.figures.accuracy for t in self._told.values() if t.known is not None), default=0.0)
+        return best - ACCURACY_SPAN
+
+    def shares(self) -> dict[str, float]:
+        """Each source's share of the proposals, by what its trials gained, in the order of their numbers."""
+        if self._stale or self._dense_accuracy is None:
+            self._area = Area(self.floor)
+            self._history = [self._gain(self._told[number]) for number in self._numbers]
+            self._stale = False
+        return shares(self._sources, self._history)
+
+    def parents(self) -> list[tuple[Known, float]]:
+        """The plans whose neighbours are worth a trial, with their weights."""
+        if self._parents is None:
+            known = [told.known for number in self._numbers if (told := self._told[number]).known is not None]
+            self._parents = parents([k for k in known if k is not None], floor=self.floor)
+        return self._parents

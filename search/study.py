@@ -1,0 +1,132 @@
+"""Where studies are kept and what they are called: storages by URL, one study a question, the sampler by its name.
+
+SQLite on the driver's disk is the default; a journal file is for file systems that are shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from optuna.study import Study, StudyDirection
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.atomic import StoreError
+from search.budget import Budget
+from search.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+METRICS = ["accuracy", "relative_latency"]
+
+
+def make_sampler(kind: str, seed: int) -> BaseSampler:
+    """Optuna's sampler of this kind: `tpe`, `nsga2` or `random`."""
+    with quiet():
+        if kind == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if kind == "nsga2":
+            return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
+        return optuna.samplers.TPESampler(
+            multivariate=True, group=True, constant_liar=True, n_startup_trials=8, seed=seed
+        )
+
+
+def open_study(url: str, name: str) -> Study:
+    """The study of this name, a new one where there is none. Raises `StoreError` with the mend.
+
+    Nothing is ever asked of its own sampler: proposals are drawn in memory, see `search.mirror`.
+    """
+    with _opening(url):
+        storage = open_storage(url)
+        with quiet():
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                sampler=optuna.samplers.RandomSampler(),
+                directions=list(DIRECTIONS),
+                load_if_exists=True,
+            )
+            if study.metric_names != METRICS:
+                study.set_metric_names(METRICS)
+        return study
+
+
+def study_name(space: Space, budget: Budget | None, rig: str, run: str) -> str:
+    """One study a question: another space, budget or rig is another question to the same record."""
+    searched = space.precisions if len(space.precisions) > 1 else ()
+    question = repr((space.to_dict(), str(budget), rig, run, *searched)).encode()
+    return f"prunefront-{hashlib.sha256(question).hexdigest()[:12]}"
+
+
+def study_url(setting: str, default: Path) -> str:
+    """The job's `search.study` as a URL: `sqlite` means study.db in the run folder."""
+    return f"sqlite:///{default.resolve()}" if setting == "sqlite" else setting
+
+
+def study_place(url: str) -> str:
+    """The file behind a URL, for messages; a server's URL as it is."""
+    return url.removeprefix("sqlite:///").removeprefix("journal:")
+
+
+def open_storage(url: str) -> BaseStorage:
+    """SQLite by `sqlite:///PATH` (any SQLAlchemy URL works), or a journal file by `journal:PATH`."""
+    if url.startswith("journal:"):
+        path = Path(url.removeprefix("journal:"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drop_torn_line(path)
+        # a lock by O_EXCL works where links do not; it is abandoned after its grace period if its holder was killed
+        lock = JournalFileOpenLock(str(path), grace_period=5)
+        with quiet():
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left unfinished: the next append would make it unreadable for good."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's warnings of what is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """Errors of a study that stays unwritten, as one line with its cause."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise StoreError(f"the study cannot be written ({cause}): mend that, then go on with the run") from error
+
+
+@contextlib.contextmanager
+def _opening(url: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # SQLAlchemy, Optuna and the file system each have their own
+        line = str(error.__cause__ or error).splitlines()
+        raise StoreError(
+            f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): "
+            f"move it away, it is filled again from the results"
+        ) from None
