@@ -1,4 +1,4 @@
-"""How wide every layer of a network becomes under a plan, without pruning it: what a forecast of time asks by thousands.
+"""How wide every layer becomes under a plan, without pruning it: what a forecast of time asks by thousands.
 
 Units are ranked once, by magnitude in the dense network; a plan then keeps the first so many of each ranking. Where
 plans remove filters only, and every member of a group spans all of its slots, that is what the hard prune gives to the

@@ -13,14 +13,13 @@ from torch import nn
 
 from admm.compact import SelectedInput
 from admm.errors import PlanError
+from admm.plan import PruningPlan
 from admm.shapes import shaped_by_magnitude
 from admm.slicing import channel_axis, filter_axis, prunable_layers
 from admm.validate import weight_obstacle
 from admm.widths import Widths
 from tests.admm.plans import groups_of, random_model
 from tests.admm.zoo import ZOO
-
-from admm.plan import PruningPlan
 
 torch.set_num_threads(1)
 
@@ -57,7 +56,11 @@ def shaped(name: str, model: nn.Module, plan: PruningPlan, align: int) -> dict[s
     for layer, module in prunable_layers(small).items():
         weight: Any = module.weight
         columns = weight.detach().movedim(filter_axis(module), 0).flatten(1).ne(0).any(0).sum()
-        found[layer.removesuffix(".layer")] = (weight.shape[filter_axis(module)], weight.shape[channel_axis(module)], int(columns))
+        found[layer.removesuffix(".layer")] = (
+            weight.shape[filter_axis(module)],
+            weight.shape[channel_axis(module)],
+            int(columns),
+        )
     assert all(not isinstance(m, SelectedInput) for m in prunable_layers(small).values())
     return found
 
