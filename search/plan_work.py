@@ -129,9 +129,7 @@ class PlanWork:
         return min(_ways(self._blocks, self._block, call, width, dense), key=lambda way: way[0])[1]
 
     def _convolution(self, call: Call, filters: int, channels: int, groups: int) -> Work:
-        return self._blocks.convolution(
-            filters, channels, groups, math.prod(call.kernel), call.positions, call.outputs
-        )
+        return self._blocks.convolution(filters, channels, groups, math.prod(call.kernel), call.positions, call.outputs)
 
 
 def _ways(blocks: Blocks, block: int, call: Call, width: Width, dense: Work) -> list[tuple[float, Work]]:
