@@ -161,7 +161,8 @@ class Widths:
         number = self._of_group.get(group)
         if number is None:
             return np.ones(self._groups[group].slots, dtype=np.bool_)
-        return self._choices[number].kept[steps[number]]
+        kept: Flags = self._choices[number].kept[steps[number]]
+        return kept
 
     def _slots(self, group: str, steps: Sequence[int]) -> Flags:
         """Slots that stay: those asked for, without whole blocks of what nobody reads (`purify`)."""

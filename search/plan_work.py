@@ -1,4 +1,4 @@
-"""The work of the network that a plan leads to (`evaluators.work`), from widths alone: microseconds, no file, no module.
+"""The work of the network that a plan leads to (`evaluators.work`), from widths alone: no file and no module made.
 
 Each layer's work depends on a few dimensions of the space, and is remembered for the steps it was asked at. For plans
 that remove filters of whole groups it is `module_work` of the pruned network to the last digit. Where columns go
@@ -162,7 +162,9 @@ def _calls(model: nn.Module, example: Tensor) -> dict[str, list[Call]]:
             source = inputs[0]
             if isinstance(module, nn.Linear):
                 rows = source.numel() // source.shape[-1]
-                call = Call(kernel=(), groups=0, depthwise=False, inputs=rows, positions=rows, outputs=rows, rewritable=False)  # fmt: skip
+                call = Call(
+                    kernel=(), groups=0, depthwise=False, inputs=rows, positions=rows, outputs=rows, rewritable=False
+                )
             else:
                 outputs, transposed = output.shape[2:].numel(), isinstance(module, _ConvTransposeNd)
                 places = source.shape[2:].numel()

@@ -88,7 +88,7 @@ def test_a_concatenation_is_exact_in_sum_and_near_in_its_branches(name: str) -> 
         widths = Widths(model, groups_of(name), chosen)
         steps = [rng.randrange(len(SPARSITIES)) for _ in chosen]
         real = shaped(name, model, plan_of(chosen, steps), 1)
-        for layer, (filters, channels, _) in real.items():
+        for layer, (filters, _, _) in real.items():
             width = widths.width(layer, steps)
             assert abs(width.filters - filters) <= 2
             wrong += abs(width.filters - filters)

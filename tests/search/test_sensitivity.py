@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_curves_never_fall_and_meet_what_was_measured(losses: list[float], steps
     curve = table.curve(dimension)
     assert curve[0] == 0.0
     assert len(curve) == steps
-    assert all(b >= a for a, b in zip(curve, curve[1:], strict=False))
+    assert all(b >= a for a, b in pairwise(curve))
     assert all(math.isfinite(value) for value in curve)
     highest = 0.0
     for point in points:
