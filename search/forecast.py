@@ -1,7 +1,7 @@
 """Relative latency of any plan of a job's space on its deciding rig, without exporting or measuring it.
 
-A predictor (`evaluators.predictor`) is fitted on the handful of networks that `prunefront profile` measures, by the work
-that `search.plan_work` tells of their plans: what that work leaves out is in the error that is told with it. The
+A predictor (`evaluators.predictor`) is fitted on the handful of networks that `prunefront profile` measures, by the
+work that `search.plan_work` tells of their plans: what that work leaves out is in the error that is told with it. The
 measured figures are kept and taken up again.
 """
 
@@ -181,9 +181,7 @@ def _key(prepared: Prepared) -> str:
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
-def _known(
-    path: Path, key: str, plans: Mapping[str, PruningPlan], say: Callable[[str], None]
-) -> dict[str, Point]:
+def _known(path: Path, key: str, plans: Mapping[str, PruningPlan], say: Callable[[str], None]) -> dict[str, Point]:
     """What `path` holds of the figures of these plans; nothing, with a word, where it cannot be taken up."""
     try:
         content = parse_json(path.read_bytes())

@@ -1,6 +1,6 @@
 """The first trials of a search, found before any training: plans for a ladder of budgets from sensitivity x forecast.
 
-`first_plans` is all that a search calls. Where there is no forecast of latency there are no plans, and no epoch is spent.
+`first_plans` is all that a search calls. Without a forecast of latency there are no plans, and no epoch is spent.
 """
 
 from __future__ import annotations
