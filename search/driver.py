@@ -46,8 +46,9 @@ from search.signals import Interrupt
 from search.store import RunStore, write_atomic
 from search.trainable import PruneTrainable
 from search.view import View
+from search.warmstart import FirstPlans
 
-#: The first trials: the same sparsity everywhere, which is what a user would have tried by hand.
+#: Tried early as a control: the same sparsity everywhere, which is what a user would have tried by hand.
 UNIFORM = (0.5, 0.75, 0.25)
 SCRATCH = "ray"
 
@@ -102,17 +103,18 @@ def run_search(
     *,
     view: View,
     last_words: Callable[[], None],
+    first: FirstPlans | None = None,
     address: str | None = None,
     seconds: float | None = None,
 ) -> Outcome:
     """Search until the job's trials are done, the time is up or Ctrl-C; the caller holds the driver's lock.
 
-    `address` None starts Ray here and stops it after; `auto` or HOST:PORT joins a cluster. Raises `UserError` for a
-    cluster that cannot be reached or lacks what a trial needs.
+    `first` holds plans to try before all others. `address` None starts Ray here and stops it after; `auto` or HOST:PORT
+    joins a cluster. Raises `UserError` for a cluster that cannot be reached or lacks what a trial needs.
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
-    sampler = _open_study(store, job, profile, budget, baseline.accuracy)
+    sampler = _open_study(store, job, profile, budget, baseline.accuracy, first or FirstPlans())
     results = store.results()
     board = RungBoard(rung_iterations(job.admm.iterations))
     board.fill(results)
@@ -150,7 +152,7 @@ def run_search(
 
 
 def _open_study(
-    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float
+    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float, first: FirstPlans
 ) -> StudySampler:
     """The run's study; a new one (first start, new budget, lost file) is filled from the results."""
     starts = _count_start(store)
@@ -168,6 +170,8 @@ def _open_study(
     results = store.results()
     sampler.fill(results)
     sampler.reconcile(results, damaged=store.finished() - set(results))
+    space = profile.space
+    sampler.enqueue((space.params(space.plan(plan.params)) for plan in first.plans), "warm start")
     if not results:
         sampler.enqueue(profile.space.uniform(sparsity) for sparsity in UNIFORM)
     return sampler

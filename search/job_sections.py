@@ -138,6 +138,9 @@ class SearchSettings(Section):
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     early_stopping: bool = True
+    warm_start: bool = True
+    """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
+    once, and the latency forecast."""
     final_stretch: Annotated[float, Field(ge=1.0, le=LONGEST)] = 2.0
     """When all trials are done, the plans of the front are trained once more for so many times the iterations and
     epochs, from the dense weights; 1 leaves it out."""

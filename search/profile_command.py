@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +14,7 @@ from rich.console import Console
 
 from admm.cost import layer_shapes, output_positions
 from admm.plan import PruningPlan
-from admm.shapes import shaped_by_magnitude
-from evaluators import EvaluationError, ExportError, Measurement, count_macs
+from evaluators import EvaluationError, ExportError, Measurement
 from evaluators.blocks import ChannelBlock
 from evaluators.layer_times import LayerTime, layer_times
 from evaluators.predictor import LatencyPredictor
@@ -24,20 +22,18 @@ from search.alignment import device_block
 from search.atomic import json_text
 from search.bench import WEIGHTS_NAME, Prepared, load_dense, local_measure
 from search.budget import Budget
+from search.calibration import Network, export_plan, fit_predictor, measured_networks
 from search.commands import is_run
 from search.errors import UserError
 from search.job_file import load_job
 from search.measure_command import progress
-from search.profile import fastest_plan, require_reachable, shapes_onnx
+from search.profile import require_reachable
 from search.profile_view import print_profile
 from search.store import RunStore
-from search.trial import MeasureOn
 
 SCHEMA = 1
 #: The rig whose runtime has the profiler that times layers.
 _TIMED_ON = "onnxruntime-cpu"
-#: The networks whose latency is told; the others are there for the predictor.
-SHOWN = ("dense", "middle", "fastest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,24 +46,6 @@ class Layer:
     macs: int | None
     ms: float
     """Its share of the latency that the rig measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """A network of the job's space, with weights chosen by magnitude: latency is one of shapes."""
-
-    name: str
-    macs: int
-    content: bytes
-    measured: Measurement
-    fitted: bool
-    """Whether the predictor was fitted on it."""
-    predicted_ms: float | None = None
-
-    @property
-    def error(self) -> float | None:
-        """Of the prediction, relative to what was measured."""
-        return None if self.predicted_ms is None else self.predicted_ms / self.measured.latency_ms - 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,13 +141,13 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
     job, task, spec = prepared.job, prepared.task.task, prepared.job.deciding_rig
     say("exporting the dense network")
     try:
-        dense = _export(prepared, PruningPlan())
+        dense = export_plan(prepared, PruningPlan())
     except ExportError as error:
         raise UserError(f"task {task.name!r}: {error}: torch.export must follow its forward") from error
     measure = local_measure(job, dense)
     say("measuring the device's channel block: some seconds, kept for the next time")
     block = device_block(job.deciding_rig)
-    networks = _networks(prepared, dense, measure, say)
+    networks = list(measured_networks(prepared, dense, measure, say))
     by_name = {network.name: network for network in networks}
     fastest = by_name.get("fastest", networks[0])
     times: tuple[LayerTime, ...] = ()
@@ -181,7 +159,8 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
     if budget is not None and budget.rig != spec.name:
         say(f"measuring the fastest network on {budget.rig}")
         on_budget_rig = measure(budget.rig, fastest.content)
-    predictor, why = _fit([n for n in networks if n.fitted], block)
+    measured = [(n.content, 1.0 / n.measured.speedup) for n in networks if n.fitted]
+    predictor, why = fit_predictor(measured, block, networks[0].measured.stamp.to_dict())
     return Findings(
         task=task.name,
         rig=spec.name,
@@ -196,70 +175,6 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
         on_budget_rig=on_budget_rig,
         notes=(*prepared.task.notes, *prepared.profile.notes),
     )
-
-
-def _export(prepared: Prepared, plan: PruningPlan) -> bytes:
-    return shapes_onnx(prepared.model, prepared.profile.groups, plan, prepared.task.example_input, prepared.job.align)
-
-
-def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningPlan]:
-    """Networks spread over the job's space, each different: dense, middle and fastest first, then the others.
-
-    The fastest removes most of all that saves time on the rig; the others take a share of its steps in each dimension.
-    """
-    space = prepared.profile.space
-    ends = space.params(fastest_plan(prepared.profile, prepared.job))
-    rng = random.Random(seed)
-
-    def share(of: float) -> dict[str, int]:
-        return {name: int(of * steps + 0.5) for name, steps in ends.items()}
-
-    wanted: dict[str, Mapping[str, int]] = {"fastest": ends, "middle": share(0.5)}
-    wanted |= {"quarter": share(0.25), "three quarters": share(0.75)}
-    wanted |= {f"random {i}": {name: rng.randint(0, steps) for name, steps in ends.items()} for i in (1, 2)}
-    dense = PruningPlan()
-    plans, seen = {"dense": dense}, {dense.digest()}
-    for name, params in wanted.items():
-        plan = space.plan(params)
-        removes = any(sparsity > 0.0 for layer in plan.values() for sparsity in layer.values())
-        if removes and plan.digest() not in seen:
-            plans[name] = plan
-            seen.add(plan.digest())
-    order = [*(name for name in SHOWN if name in plans), *(name for name in plans if name not in SHOWN)]
-    return {name: plans[name] for name in order}
-
-
-def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callable[[str], None]) -> list[Network]:
-    """Every plan exported in the form that a trial would ship, and measured against the dense network."""
-    plans, rig = plans_to_measure(prepared), prepared.job.deciding_rig.name
-    form, networks = prepared.form(measure), []
-    for i, (name, plan) in enumerate(plans.items()):
-        say(f"measuring network {i + 1} of {len(plans)}: {name}")
-        content = dense if name == "dense" else form(_export(prepared, plan)).content
-        small = shaped_by_magnitude(prepared.model, prepared.profile.groups, plan, align=prepared.job.align)
-        networks.append(
-            Network(
-                name=name,
-                macs=count_macs(small, prepared.task.example_input),
-                content=content,
-                measured=measure(rig, content),
-                # int8 files lie on a line of their own, which the dense fp32 file is not on
-                fitted=name != "middle" and (name != "dense" or prepared.job.precisions[0] == "fp32"),
-            )
-        )
-    return networks
-
-
-def _fit(networks: Sequence[Network], block: ChannelBlock) -> tuple[LatencyPredictor | None, str]:
-    """The predictor, or why there is none."""
-    if len(networks) < 3:
-        return None, f"the space has {len(networks)} networks only: too few to fit one on"
-    measured = [(n.content, 1.0 / n.measured.speedup) for n in networks]
-    stamp = networks[0].measured.stamp.to_dict()
-    try:
-        return LatencyPredictor.fit(measured, block=block.block, depthwise=block.depthwise, stamp=stamp), ""
-    except EvaluationError as error:
-        return None, str(error)
 
 
 def _predicted(network: Network, predictor: LatencyPredictor | None) -> Network:

@@ -17,7 +17,8 @@ from search.report import print_whole, short_count
 if TYPE_CHECKING:
     from evaluators import Measurement
     from search.budget import Budget
-    from search.profile_command import Findings, Layer, Network
+    from search.calibration import Network
+    from search.profile_command import Findings, Layer
 
 #: Rows of the layer table before the smallest are summed.
 MOST_ROWS = 20

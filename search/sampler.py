@@ -47,8 +47,8 @@ class Proposal:
     """A plan to try: its trial number, the steps it was drawn with, and who proposed it.
 
     `source` is the sampler's kind (`tpe`, `nsga2`, `random`), `neighbour`, or what `enqueue` was told: `uniform`,
-    `warm start`, `user`; `twin` is a plan that was trained already, in the other precision, and `final` one of the
-    front on the long schedule.
+    `warm start`, `user`; `int8` is one that was over budget in fp32, `twin` a plan that was trained already, in the
+    other precision, and `final` one of the front on the long schedule.
     """
 
     number: int
@@ -194,10 +194,13 @@ class StudySampler:
 
     def _enqueue_twins(self, result: TrialResult) -> None:
         """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
-        if result.status != "complete" or result.weights_of is not None or len(self.space.precisions) == 1:
+        if len(self.space.precisions) == 1 or result.weights_of is not None:
             return
-        twins = [self._steps_to(result, p) for p in self.space.precisions if p != result.precision]
-        self.enqueue([steps for steps in twins if steps is not None], TWIN, stretch=result.stretch)
+        over = result.status == "infeasible" and result.precision == "fp32"  # in int8 it is faster, and may fit
+        if result.status == "complete" or over:
+            twins = [self._steps_to(result, p) for p in self.space.precisions if p != result.precision]
+            source = "int8" if over else TWIN
+            self.enqueue([steps for steps in twins if steps is not None], source, stretch=result.stretch)
 
     def waits(self, *sources: str) -> bool:
         """Whether plans of these sources wait to be tried."""

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
 from admm.errors import PruneError
 from evaluators.errors import EvaluationError
 from search.address import checked_address
-from search.bench import WEIGHTS_NAME, Prepared, prepare_run, require_resources
+from search.bench import WEIGHTS_NAME, Prepared, dense_onnx, prepare_run, require_resources
 from search.budget import Budget
 from search.commands import environment, is_run, print_front, write_reports
 from search.errors import UserError
@@ -23,10 +24,11 @@ from search.final_scores import score_front
 from search.job import Job
 from search.job_file import load_job
 from search.recipe import as_begun, require_same_recipe
-from search.result import TrialResult
+from search.result import Baseline, TrialResult
 from search.signals import INTERRUPTED
 from search.store import RunStore, driver_lock, next_run_dir, write_atomic
 from search.view import View
+from search.warmstart import COUNT, FirstPlans, first_plans
 
 
 def run_or_resume(
@@ -130,6 +132,7 @@ def _drive(
             f"dense: accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.4g} ms; "
             f"{len(profile.space.dimensions)} dimensions to search"
         )
+        first = _first_plans(store, job, prepared, baseline, view) if job.search.warm_start else FirstPlans()
         # Seconds of import, before anything is said of Ray: Ctrl-C within it ends like any other.
         from search.driver import run_search
 
@@ -141,6 +144,7 @@ def _drive(
             profile,
             view=view,
             last_words=partial(view.last_words, _how_to_go_on(store.root, "interrupted")),
+            first=first,
             address=address,
             seconds=seconds,
         )
@@ -162,6 +166,28 @@ def _drive(
     view.say(_how_to_go_on(store.root, outcome.reason or "stopped"))
     if outcome.reason == "interrupted":
         raise SystemExit(INTERRUPTED)
+
+
+def _first_plans(store: RunStore, job: Job, prepared: Prepared, baseline: Baseline, view: View) -> FirstPlans:
+    """Plans from what is known before training, at most a third of the trials; what it costs is kept in the run."""
+    gpu = job.resources.gpus_per_trial > 0.0 and torch.cuda.is_available()
+    found = first_plans(
+        prepared,
+        folder=store.root,
+        dense_latency_ms=baseline.latency_ms,
+        dense=dense_onnx(store),
+        device=torch.device("cuda" if gpu else "cpu"),
+        count=min(COUNT, max(2, job.search.trials // 3)),
+        say=view.say,
+    )
+    for note in found.notes:
+        view.say(note)
+    if found.forecast is not None:
+        view.say(
+            f"{len(found.plans)} first plans from sensitivity and forecast latency (off by "
+            f"{found.forecast.mean_error:.1%} in the mean), for {found.epochs:.2f} epochs of forward passes"
+        )
+    return found
 
 
 def _how_to_go_on(root: Path, reason: str) -> str:

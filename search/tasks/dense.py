@@ -66,7 +66,7 @@ def train_dense(
     accuracy = 0.0
     for epoch in range(recipe.epochs):
         phase = f"dense training, epoch {epoch + 1}"
-        with _users_code(prepared, phase), isolated_rng(derive_seed(prepared.seed, epoch, 3)):
+        with users_code(prepared, phase), isolated_rng(derive_seed(prepared.seed, epoch, 3)):
             model.train()
             total, samples = torch.zeros((), device=device), 0
             for x, y in prepared.train_batches(epoch):
@@ -106,7 +106,7 @@ def validate(prepared: PreparedTask, model: nn.Module, *, phase: str = "validati
     model.eval()
     total, samples = 0.0, 0
     try:
-        with _users_code(prepared, phase), torch.no_grad():
+        with users_code(prepared, phase), torch.no_grad():
             for x, y in prepared.val_batches():
                 total += float(prepared.task.metric(model(x.to(device)), y.to(device)).double().sum())
                 samples += len(x)
@@ -116,7 +116,7 @@ def validate(prepared: PreparedTask, model: nn.Module, *, phase: str = "validati
 
 
 @contextmanager
-def _users_code(prepared: PreparedTask, phase: str) -> Iterator[None]:
+def users_code(prepared: PreparedTask, phase: str) -> Iterator[None]:
     """Say in one line what the user's network, loss, metric or data raise."""
     try:
         yield

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-import search.profile_command as profile_command
 from evaluators import Measurement, make_rig
 from evaluators.layer_times import LayerTime
 from evaluators.work import aligned_macs
+from search import calibration, profile_command
 from search.bench import Prepared
 from search.cli import run
 from search.job_file import load_job
@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Callable[...
     (tmp_path / "job.yaml").write_text((SMALL / "job.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(profile_command, "shapes_onnx", exported)
+    monkeypatch.setattr(calibration, "shapes_onnx", exported)
     monkeypatch.setattr("search.alignment.make_rig", lambda name, **options: CountingRig())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -190,13 +190,13 @@ def test_mistakes(here: Path, capfd: pytest.CaptureFixture[str], arguments: str,
 
 def test_plans_differ_and_a_small_space_has_few(here: Path) -> None:
     prepared = Prepared.of(load_job(here / "job.yaml"))
-    plans = profile_command.plans_to_measure(prepared)
+    plans = calibration.plans_to_measure(prepared)
     assert list(plans)[:3] == ["dense", "middle", "fastest"]
     assert len({plan.digest() for plan in plans.values()}) == len(plans)
-    assert plans == profile_command.plans_to_measure(prepared), "seeded"
+    assert plans == calibration.plans_to_measure(prepared), "seeded"
     text = (here / "job.yaml").read_text()
     (here / "job.yaml").write_text(text.replace("exclude: [head]", "include: [first]").replace("align: 8", "align: 16"))
-    few = profile_command.plans_to_measure(Prepared.of(load_job(here / "job.yaml")))
+    few = calibration.plans_to_measure(Prepared.of(load_job(here / "job.yaml")))
     assert list(few) == ["dense", "fastest"], "one step: there is nothing half-way"
 
 

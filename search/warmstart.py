@@ -1,0 +1,172 @@
+"""The first trials of a search, found before any training: plans for a ladder of budgets from sensitivity x forecast.
+
+`first_plans` is all that a search calls. Without a forecast of latency there are no plans, and no epoch is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from admm.compute import Compute
+from search import forecast as forecasts
+from search import sensitivity as sensitivities
+from search.bench import Prepared
+from search.budget import Budget
+from search.forecast import Forecast, make_forecast
+from search.ladder import EXPONENT, Ladder, WarmPlan, ladder
+from search.sensitivity import Sensitivity, measure_sensitivity
+from search.trial import MeasureOn
+
+#: Speed-ups asked for beyond the budget's own: what the forecast errs by, and what a trial may lose on the rig.
+JUST_UNDER = (1.0, 1.04, 1.1)
+#: Plans of the ladder.
+COUNT = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstPlans:
+    """What is known before the first epoch, and the plans that follow from it, the one to try first in front."""
+
+    plans: tuple[WarmPlan, ...] = ()
+    forecast: Forecast | None = None
+    sensitivity: Sensitivity | None = None
+    notes: tuple[str, ...] = ()
+    """What the user is told: why there are none, budgets that no plan is forecast to keep."""
+
+    @property
+    def params(self) -> list[dict[str, int]]:
+        """Steps of the space's dimensions, for the sampler to enqueue."""
+        return [dict(plan.params) for plan in self.plans]
+
+    @property
+    def epochs(self) -> float:
+        """Spent on the table, forward passes a third: they count before the first trial's."""
+        return 0.0 if self.sensitivity is None else self.sensitivity.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "plans": [plan.to_dict() for plan in self.plans],
+            "forecast": None if self.forecast is None else self.forecast.to_dict(),
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def first_plans(
+    prepared: Prepared,
+    *,
+    folder: Path | None,
+    dense_latency_ms: float,
+    dense: bytes | None = None,
+    measure: MeasureOn | None = None,
+    device: torch.device | None = None,
+    count: int = COUNT,
+    exponent: float = EXPONENT,
+    say: Callable[[str], None] = lambda line: None,
+) -> FirstPlans:
+    """Forecast, sensitivities and the ladder of a job whose dense network is trained.
+
+    `prepared.model` holds the dense weights, `dense` is its ONNX file, measured at `dense_latency_ms` on the deciding
+    rig. `folder` is the run's: `forecast.json` and `sensitivity.json` are kept there and taken up again (None: nothing
+    is written). Without a forecast there are no plans, and `notes` say why. Raises `UserError`, `StoreError`.
+    """
+    made, why = make_forecast(
+        prepared,
+        dense=dense,
+        measure=measure,
+        path=None if folder is None else folder / forecasts.FILE_NAME,
+        say=say,
+    )
+    if made is None:
+        return FirstPlans(notes=(f"{why}: the search starts without plans of its own",))
+    table = measure_sensitivity(
+        prepared.task,
+        prepared.model,
+        prepared.profile,
+        align=prepared.job.align,
+        compute=Compute(**prepared.job.compute.model_dump()),
+        device=device,
+        path=None if folder is None else folder / sensitivities.FILE_NAME,
+        say=say,
+    )
+    asked, notes = asked_speedup(prepared, dense_latency_ms)
+    space = prepared.profile.space
+    fastest = made.safe_speedup({d.name: len(d.sparsities) - 1 for d in space.dimensions})
+    dense_plan = made.safe_speedup({d.name: 0 for d in space.dimensions})
+    if asked is not None and asked > fastest:
+        notes += (
+            f"the forecast is sure of {fastest:.3g}x at most, {asked:.3g}x is asked: the plans go as far as they can",
+        )
+    steps = ladder(space, table, made, ladder_budgets(dense_plan, fastest, asked, count), exponent=exponent)
+    plans = _distinct(steps, asked)
+    return FirstPlans(plans=plans, forecast=made, sensitivity=table, notes=notes)
+
+
+def asked_speedup(prepared: Prepared, dense_latency_ms: float) -> tuple[float | None, tuple[str, ...]]:
+    """(the job's budget as a speed-up on its deciding rig, notes); None without one, or where it is for another rig."""
+    budget = Budget.of(prepared.job)
+    if budget is None:
+        return None, ()
+    if budget.rig != prepared.job.deciding_rig.name:
+        return None, (
+            f"the budget is for {budget.rig}, latency is forecast on {prepared.job.deciding_rig.name}: the first plans "
+            "are spread over all speed-ups",
+        )
+    return budget.speedup if budget.latency_ms is None else dense_latency_ms / budget.latency_ms, ()
+
+
+def ladder_budgets(slowest: float, fastest: float, asked: float | None, count: int = COUNT) -> list[float]:
+    """At most `count` speed-ups from `slowest` (dense) to `fastest`, in equal proportions, and denser around `asked`.
+
+    With a budget `asked`, rather more than it comes first, some are beyond, and few below. All lie in the range; those
+    that would be the dense plan are left out.
+    """
+    if not fastest > slowest:
+        return []
+    if asked is None:
+        spread = np.geomspace(max(slowest, 1.0), max(fastest, 1.0), count + 1)[1:]
+        return _rising(float(b) for b in spread)
+    own = [min(max(asked * more, slowest), fastest) for more in JUST_UNDER[:count]]
+    rest = count - len(own)
+    beyond = (rest + 1) // 2
+    above = np.geomspace(own[-1], fastest, beyond + 2)[1:-1] if fastest > own[-1] else ()
+    below = np.geomspace(max(slowest, 1.0), own[0], rest - beyond + 2)[1:-1] if own[0] > 1.0 else ()
+    return _rising([*own, *(float(b) for b in (*above, *below))])
+
+
+def _rising(budgets: Any) -> list[float]:
+    """Each once, the least asked for first."""
+    return sorted({round(b, 6) for b in budgets})
+
+
+def _distinct(found: Ladder, asked: float | None) -> tuple[WarmPlan, ...]:
+    """Each plan once, without dense: just under the budget first, else from the middle outwards."""
+    by_params: dict[tuple[tuple[str, int], ...], WarmPlan] = {}
+    for plan in found.plans:  # of one plan for several budgets, the most it was made for
+        if any(plan.params.values()):
+            by_params[tuple(sorted(plan.params.items()))] = plan
+    plans = sorted(by_params.values(), key=lambda p: p.safe_speedup)
+    if not plans:
+        return ()
+    if asked is None:
+        middle = float(np.sqrt(plans[0].safe_speedup * plans[-1].safe_speedup))
+        return tuple(sorted(plans, key=lambda p: abs(np.log(p.safe_speedup / middle))))
+    within = [p for p in plans if p.safe_speedup >= asked * (1.0 - 1e-6)]
+    return (*within, *reversed([p for p in plans if p not in within]))
+
+
+def summary(found: FirstPlans) -> Mapping[str, float]:
+    """A few figures for the record: errors of the forecast, epochs spent, plans made."""
+    made = found.forecast
+    return {
+        "plans": float(len(found.plans)),
+        "epochs": found.epochs,
+        **({} if made is None else {"mean_error": made.mean_error, "max_error": made.max_error}),
+    }
