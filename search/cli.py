@@ -76,6 +76,9 @@ def search(
         int | None, typer.Option(metavar="S", parser=whole, help="Seed of the sampler and of the training.")
     ] = None,
     no_align: NoAlign = False,
+    points: Annotated[
+        Path | None, typer.Option(metavar="PLANS.json", help="Plans of your own, tried before all others.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
@@ -98,6 +101,7 @@ def search(
         speedup=speedup,
         seed=seed,
         align=1 if no_align else None,
+        points=points,
         address=address,
         console=Console(highlight=False),
     )

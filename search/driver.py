@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,17 +104,25 @@ def run_search(
     view: View,
     last_words: Callable[[], None],
     first: FirstPlans | None = None,
+    points: Sequence[Mapping[str, int]] = (),
     address: str | None = None,
     seconds: float | None = None,
 ) -> Outcome:
     """Search until the job's trials are done, the time is up or Ctrl-C; the caller holds the driver's lock.
 
-    `first` holds plans to try before all others. `address` None starts Ray here and stops it after; `auto` or HOST:PORT
-    joins a cluster. Raises `UserError` for a cluster that cannot be reached or lacks what a trial needs.
+    `points` are tried before all others, then the plans of `first`. `address` None starts Ray here and stops it after;
+    `auto` or HOST:PORT joins a cluster. Raises `UserError` for a cluster that cannot be reached or lacks what a trial
+    needs.
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
-    sampler = _open_study(store, job, profile, budget, baseline.accuracy, first or FirstPlans())
+    sampler = _open_study(store, job, profile, budget, baseline.accuracy)
+    sampler.enqueue(points, "user")
+    space = profile.space
+    if first is not None:
+        sampler.enqueue((space.params(space.plan(plan.params)) for plan in first.plans), "warm start")
+    if not store.results():
+        sampler.enqueue((space.uniform(sparsity) for sparsity in UNIFORM), "uniform")
     results = store.results()
     board = RungBoard(rung_iterations(job.admm.iterations))
     board.fill(results)
@@ -152,7 +160,7 @@ def run_search(
 
 
 def _open_study(
-    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float, first: FirstPlans
+    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float
 ) -> StudySampler:
     """The run's study; a new one (first start, new budget, lost file) is filled from the results."""
     starts = _count_start(store)
@@ -170,10 +178,6 @@ def _open_study(
     results = store.results()
     sampler.fill(results)
     sampler.reconcile(results, damaged=store.finished() - set(results))
-    space = profile.space
-    sampler.enqueue((space.params(space.plan(plan.params)) for plan in first.plans), "warm start")
-    if not results:
-        sampler.enqueue(profile.space.uniform(sparsity) for sparsity in UNIFORM)
     return sampler
 
 

@@ -23,6 +23,7 @@ from search.errors import UserError
 from search.final_scores import score_front
 from search.job import Job
 from search.job_file import load_job
+from search.points import read_points
 from search.recipe import as_begun, require_same_recipe
 from search.result import Baseline, TrialResult
 from search.signals import INTERRUPTED
@@ -44,6 +45,7 @@ def run_or_resume(
     address: str | None,
     console: Console,
     align: int | None = None,
+    points: Path | None = None,
 ) -> None:
     """`prunefront search`: a new run of a job file, or one more start of a run folder.
 
@@ -59,31 +61,33 @@ def run_or_resume(
             job = as_begun(store, load_job(store.job_path))
             require_same_recipe(store, job)
             job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, align=align)
-            prepared = _checked(job, address)
+            prepared, own = _checked(job, address, points)
             job = prepared.job
             if job.to_yaml() != store.job_path.read_text():
                 write_atomic(store.job_path, job.to_yaml())
-            _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
+            _drive(store, job, prepared, own, view=view, address=address, seconds=seconds, console=console)
         return
     job = load_job(target)
     job = job.with_overrides(
         trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage, align=align
     )
-    prepared = _checked(job, address)
+    prepared, own = _checked(job, address, points)
     job = prepared.job
     root = next_run_dir(Path(job.storage), name, target.stem)
     with driver_lock(root), _only_if_worth_keeping(root):
         store = RunStore.create(root, job.to_yaml(), environment(job))
         with _interruptible(view, root):
-            _drive(store, job, prepared, view=view, address=address, seconds=seconds, console=console)
+            _drive(store, job, prepared, own, view=view, address=address, seconds=seconds, console=console)
 
 
-def _checked(job: Job, address: str | None) -> Prepared:
+def _checked(job: Job, address: str | None, points: Path | None) -> tuple[Prepared, list[dict[str, int]]]:
+    """The job, ready to be searched, and the user's own plans."""
     if address is None:
         require_resources(job)
     prepared = Prepared.of(job)
+    own = [] if points is None else read_points(points, prepared.profile.space)
     prepared.check_shapes()
-    return prepared
+    return prepared, own
 
 
 @contextlib.contextmanager
@@ -117,6 +121,7 @@ def _drive(
     store: RunStore,
     job: Job,
     prepared: Prepared,
+    points: list[dict[str, int]],
     *,
     view: View,
     address: str | None,
@@ -145,6 +150,7 @@ def _drive(
             view=view,
             last_words=partial(view.last_words, _how_to_go_on(store.root, "interrupted")),
             first=first,
+            points=points,
             address=address,
             seconds=seconds,
         )
