@@ -144,16 +144,14 @@ def load_pruned(model: nn.Module, folder: Path | str) -> nn.Module:
     Raises `GroupError`, in one line, where a file is missing or damaged or belongs to another network.
     """
     folder = Path(folder)
+    kept = read_kept(model, folder)
     try:
-        content = json.loads((folder / PLAN_FILE).read_bytes())
         state = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
     except OSError as error:
         raise GroupError(f"cannot read the pruned network: {error.strerror}: {error.filename}") from None
-    except (ValueError, RecursionError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise GroupError(f"the pruned network in {folder} is damaged: {one_line(error)}") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "kept" not in content:
-        raise GroupError(f"{folder / PLAN_FILE} is no plan of a pruned network (schema {SCHEMA})")
-    small = compact(model, kept_of_json(content["kept"], model))
+    small = compact(model, kept)
     expected = small.state_dict()
     missing, foreign = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or foreign:
@@ -167,6 +165,20 @@ def load_pruned(model: nn.Module, folder: Path | str) -> nn.Module:
             )
     small.load_state_dict(state, strict=True)
     return small.eval()
+
+
+def read_kept(model: nn.Module, folder: Path | str) -> Kept:
+    """What the pruned network in `folder` keeps of the dense `model`. Raises `GroupError`, in one line."""
+    path = Path(folder) / PLAN_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise GroupError(f"cannot read the pruned network: {error.strerror}: {error.filename}") from None
+    except (ValueError, RecursionError) as error:
+        raise GroupError(f"the pruned network in {folder} is damaged: {one_line(error)}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "kept" not in content:
+        raise GroupError(f"{path} is no plan of a pruned network (schema {SCHEMA})")
+    return kept_of_json(content["kept"], model)
 
 
 def _tensor(index: list[int], device: torch.device | None) -> Tensor:

@@ -50,8 +50,8 @@ class PruneRun:
     `model` is trained in place until the shrink. `train_batches(epoch)` must give the same batches for the same epoch;
     then a run continued from `state()` ends with bit-equal weights (one thread). `evaluate` is asked once an ADMM
     iteration (of the network as if pruned then) and around the hard prune. `steps_per_epoch`, where it is known, lets
-    rho start at its right size in the first iteration. `plan` may be a `Target`, see `prune()`. Raises `PlanError`
-    before any training.
+    rho start at its right size in the first iteration. `plan` may be a `Target`, see `prune()`. `teacher` is distilled
+    from instead of the model as it is given. Raises `PlanError` before any training.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class PruneRun:
         seed: int = 0,
         steps_per_epoch: int | None = None,
         compute: Compute = PLAIN,
+        teacher: nn.Module | None = None,
     ) -> None:
         check_model(model)
         self.plan = plan
@@ -90,7 +91,7 @@ class PruneRun:
             "compute": compute.to_dict(),
         }
         self._teacher_model = (
-            copy.deepcopy(model).requires_grad_(False)
+            copy.deepcopy(model if teacher is None else teacher).requires_grad_(False)
             if self._finetune_settings.distillation_weight > 0 and self._finetune_settings.epochs > 0
             else None
         )

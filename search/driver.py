@@ -138,6 +138,7 @@ def run_search(
         on_result=view.update,
         finals=partial(final_plans, baseline, budget=budget, most=job.search.final_trials),
         final_stretch=job.search.final_stretch,
+        inherit=job.search.inherit,
     )
     for number in set(unfinished) - searcher.offered:
         store.discard_partial(number)  # begun for another budget, or in a study that is lost

@@ -141,6 +141,8 @@ class SearchSettings(Section):
     warm_start: bool = True
     """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
     once, and the latency forecast."""
+    inherit: bool = False
+    """Whether a plan begins with the weights of the nearest finished, less pruned trial, not with the dense ones."""
     final_stretch: Annotated[float, Field(ge=1.0, le=LONGEST)] = 2.0
     """When all trials are done, the plans of the front are trained once more for so many times the iterations and
     epochs, from the dense weights; 1 leaves it out."""

@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
+from admm.compact import WEIGHTS_FILE
 from admm.constraint import constraint
 from admm.errors import PlanError
 from admm.plan import STRUCTURES, PruningPlan
@@ -36,7 +37,7 @@ from search.recipe import as_begun
 from search.record import RESULT_NAME, result_text
 from search.spelling import suggest
 from search.store import JOB_NAME, RunStore
-from search.trial import TrialSpec
+from search.trial import Start, TrialSpec
 from search.view import View
 from search.worker import evaluate_plan
 
@@ -70,6 +71,7 @@ def prune_to_folder(
     chosen = wanted.structures if isinstance(wanted, Target) else chosen
     if chosen is not None:
         job = job.model_copy(update={"structures": chosen})
+    start = _start(text, plan, source)
     torch.set_num_threads(max(1, int(job.resources.cpus_per_trial)))
     prepared = Prepared.of(job)
     job = prepared.job
@@ -96,6 +98,7 @@ def prune_to_folder(
             seed=job.search.seed,
             precision=_precision(job, text),
             stretch=_stretch(text, plan),
+            start=start,
         )
         view.say(f"dense: accuracy {bench.baseline.accuracy:.4f}, {bench.baseline.latency_ms:.4g} ms")
         if isinstance(wanted, Target):
@@ -143,6 +146,22 @@ def _stretch(text: str, path: Path | None) -> float:
             f"{path}: its stretch must lie in [1, {LONGEST:g}], got {said!r}: take the plan.json that a trial wrote"
         )
     return float(said)
+
+
+def _start(text: str, path: Path | None, source: Path) -> Start | None:
+    """The trial that a plan.json says its trial began with."""
+    number = _recorded_value(text, "started_from")
+    if number is None:
+        return None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise UserError(f"{path}: started_from must be a trial's number, got {number!r}: take what a trial wrote")
+    folder = RunStore.open(source).trial_dir(number) if is_run(source) else None
+    if folder is None or not (folder / WEIGHTS_FILE).exists():
+        raise UserError(
+            f"{path}: its trial began with the weights of trial {number}, which {source} does not hold: give the run "
+            f"folder, or a plan without started_from to begin with the dense network"
+        )
+    return Start(number=number, folder=folder)
 
 
 def _precision(job: Job, text: str) -> Precision:

@@ -65,6 +65,8 @@ class TrialResult:
     """Times the job's iterations and epochs that it was trained for."""
     weights_of: int | None = None
     """The trial that trained these weights; None where this one did. They were trained once for both precisions."""
+    started_from: int | None = None
+    """The less pruned trial whose weights this one began with; None: the dense network's."""
     notes: tuple[str, ...] = ()
     """What the user must know: a clamp, an unconverged residual, a structure that gains nothing on this rig."""
     schema: int = SCHEMA

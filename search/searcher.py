@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 from ray.tune.search import Searcher
 
+from admm.compact import WEIGHTS_FILE
+from search.inherit import nearest_start
 from search.result import TrialResult
 from search.sampler import FINAL, TWIN, Proposal, SpaceExhausted, StudySampler
 from search.store import RunStore, StoreError
@@ -53,7 +55,8 @@ class PlanSearcher(Searcher):
     """Offers unfinished trials first, then new plans, until `trials` of them were trained (or failed, or stopped).
 
     `stopped` says which trials the scheduler ended and why; `on_result` is called with each finished trial's record.
-    When the search is over, what `finals` chooses of the results is trained `final_stretch` times as long.
+    When the search is over, what `finals` chooses of the results is trained `final_stretch` times as long. With
+    `inherit` a plan begins with the weights of the nearest finished, less pruned one.
     Trials that still run when a driver ends are left for the next one.
     """
 
@@ -69,6 +72,7 @@ class PlanSearcher(Searcher):
         on_result: Callable[[TrialResult], None] = lambda result: None,
         finals: Finals = lambda results: (),
         final_stretch: float = 1.0,
+        inherit: bool = False,
     ) -> None:
         super().__init__()
         self._sampler = sampler
@@ -80,6 +84,7 @@ class PlanSearcher(Searcher):
         self._on_result = on_result
         self._finals = finals
         self._final_stretch = final_stretch
+        self._inherit = inherit
         self._again: list[Proposal] = sampler.unfinished()
         self._live: dict[str, Proposal] = {}
         self._losses: Counter[int] = Counter()
@@ -155,7 +160,18 @@ class PlanSearcher(Searcher):
             "seed": self._seed,
             "precision": proposal.precision,
             "stretch": proposal.stretch,
+            "start": self._start(proposal),
         }
+
+    def _start(self, proposal: Proposal) -> int | None:
+        """The finished trial whose weights this one begins with, None for the dense network's."""
+        if not self._inherit:
+            return None
+        start = nearest_start(proposal.plan, self._store.results(), self._has_weights)
+        return None if start is None else start.number
+
+    def _has_weights(self, number: int) -> bool:
+        return (self._store.trial_dir(number) / WEIGHTS_FILE).exists()
 
     def _last(self, trial_id: str) -> Any:
         """The first of the final trials, or FINISHED."""

@@ -18,7 +18,7 @@ from evaluators.errors import one_line
 from search.bench import dense_onnx, open_bench
 from search.rig_actor import remote_measure
 from search.store import RunStore
-from search.trial import Bench, TrialSpec
+from search.trial import Bench, Start, TrialSpec
 from search.worker import TrialRun
 
 CHECKPOINT = "trial.safetensors"
@@ -51,6 +51,7 @@ class PruneTrainable(tune.Trainable):
             measure = remote_measure(self._store.name, dense_onnx(self._store))
             PruneTrainable._bench = open_bench(self._store, measure=measure, device=device)
             PruneTrainable._bench_of = identity
+        start = config["start"]
         spec = TrialSpec(
             number=int(config["number"]),
             plan=PruningPlan.from_json(config["plan"]),
@@ -58,6 +59,7 @@ class PruneTrainable(tune.Trainable):
             seed=int(config["seed"]),
             precision=config["precision"],
             stretch=float(config["stretch"]),
+            start=None if start is None else Start(number=int(start), folder=self._store.trial_dir(int(start))),
         )
         self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -61,6 +62,15 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A finished, less pruned trial, whose weights another one begins with."""
+
+    number: int
+    folder: Path
+    """Holds its plan.json and weights.safetensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
     """One trial: its number, its plan and the sampler's parameters.
 
@@ -75,6 +85,9 @@ class TrialSpec:
     precision: Precision = "fp32"
     stretch: float = 1.0
     """Times the job's iterations and epochs that it is trained for: more than 1 is the long schedule of the front."""
+
+    start: Start | None = None
+    """Whose weights it begins with; None: the dense network's."""
 
     def __post_init__(self) -> None:
         self.plan.to_dict()

@@ -23,6 +23,7 @@ from admm.checkpoint import read_state, save_state
 from admm.compact import save_pruned
 from admm.compute import Compute
 from admm.errors import PruneError
+from admm.inflate import inflate
 from admm.outcome import PruneResult
 from admm.pipeline import PruneRun
 from admm.plan import PruningPlan
@@ -69,6 +70,7 @@ class TrialRun:
         self.result: TrialResult | None = None
         self.pruned: PruneResult | None = None
         self._weights_of: int | None = None
+        self._started_from: int | None = None
         if store is not None and store.trial_dir(spec.number).exists():
             # the attempt before this one was killed after it had published, before it could say so
             store.discard_partial(spec.number)
@@ -157,7 +159,7 @@ class TrialRun:
         bench = self._bench
         job = self.spec.stretched(bench.job)
         self._run = PruneRun(
-            copy.deepcopy(bench.dense).to(bench.device),
+            self._first_weights().to(bench.device),
             self.spec.plan,
             train_batches=bench.task.train_batches,
             groups=bench.profile.groups,
@@ -170,7 +172,21 @@ class TrialRun:
             seed=self.spec.seed,
             compute=Compute(**job.compute.model_dump()),
             steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
+            teacher=copy.deepcopy(bench.dense).to(bench.device) if self._started_from is not None else None,
         )
+
+    def _first_weights(self) -> nn.Module:
+        """The dense network, or one of its shape with the weights of a less pruned trial."""
+        self._started_from = None
+        if self.spec.start is not None:
+            try:
+                model = inflate(self._bench.dense, self.spec.start.folder)
+            except PruneError:
+                pass  # its files are gone or damaged: nothing depends on them but time
+            else:
+                self._started_from = self.spec.start.number
+                return model
+        return copy.deepcopy(self._bench.dense)
 
     def _over_budget(self) -> TrialResult | None:
         """Measure the plan's shapes before any training; a result when they miss the budget.
@@ -235,6 +251,7 @@ class TrialRun:
             "align": bench.job.align,
             "precision": self.spec.precision,
             "stretch": self.spec.stretch,
+            "started_from": self._started_from if self._weights_of is None else None,
             "params": dict(self.spec.params),
         }
         if isinstance(self.spec.plan, Target):
@@ -289,6 +306,7 @@ class TrialRun:
             precision=self.spec.precision,
             stretch=self.spec.stretch,
             weights_of=self._weights_of,
+            started_from=self._started_from if self._weights_of is None else None,
             **figures,
         )
 
@@ -331,6 +349,7 @@ class TrialRun:
             "rungs": self._rungs,
             "shapes": self._shapes.to_dict() if self._shapes is not None else None,
             "seed": self.spec.seed,
+            "started_from": self._started_from,
         }
         save_state(path, tensors, values)
 
@@ -346,6 +365,7 @@ class TrialRun:
             trial = values["trial"]
             if trial["seed"] != self.spec.seed:
                 return False
+            started_from = trial.get("started_from")
             step, seconds = int(trial["step"]), float(trial["seconds"])
             rungs = [(int(i), float(a)) for i, a in trial["rungs"]]
             shapes = Measurement.from_dict(trial["shapes"]) if trial["shapes"] else None
@@ -353,6 +373,7 @@ class TrialRun:
         except (PruneError, KeyError, TypeError, ValueError, RuntimeError):
             self._prepare()  # a half-loaded run must not train on
             return False
+        self._started_from = started_from
         self._step, self._seconds_before, self._rungs, self._shapes = step, seconds, rungs, shapes
         return True
 

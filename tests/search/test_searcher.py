@@ -114,7 +114,7 @@ def test_a_whole_search(kind: str, tmp_path: Path) -> None:
 def test_the_config_is_all_a_worker_needs(tmp_path: Path) -> None:
     search = Search(tmp_path)
     config = search.searcher.suggest("a")
-    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision", "stretch"}
+    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision", "stretch", "start"}
     assert json.loads(json.dumps(config)) == config
     assert config["run_dir"] == str(search.store.root.resolve())
     assert config["seed"] == 7
@@ -460,3 +460,21 @@ def test_plans_in_line_beyond_the_trials_asked_for_are_not_tried_with_the_finals
     search = Search(tmp_path, trials=1, max_concurrent=1, finals=_finals, final_stretch=2.0)
     search.sampler.enqueue([SPACE.uniform(s) for s in (0.25, 0.5, 0.75)])
     assert [search.store.result(n).stretch for n in search.run()] == [1.0, 2.0]
+
+
+def test_a_plan_begins_with_the_weights_of_the_nearest_less_pruned_trial(tmp_path: Path) -> None:
+    search = Search(tmp_path, trials=20, max_concurrent=1, inherit=True)
+    search.sampler.enqueue([SPACE.uniform(s) for s in (0.25, 0.5, 0.75)], "user")
+    starts = []
+    for name in "abc":
+        config = search.searcher.suggest(name)
+        starts.append(config["start"])
+        result = result_of(search.proposal(config), macs=1000 - config["number"])
+        staged = search.store.attempt_dir(result.number, "worker")
+        (staged / "weights.safetensors").write_bytes(b"weights")
+        search.store.commit(result.number, staged, result)
+        search.searcher.on_trial_complete(name, {"done": True})
+    assert starts == [None, 0, 1]
+    (search.store.trial_dir(2) / "weights.safetensors").unlink()
+    config = search.searcher.suggest("d")
+    assert config["start"] != 2

@@ -29,7 +29,7 @@ from search.profile import profile_network
 from search.result import Baseline, TrialResult
 from search.store import RunStore
 from search.tasks import Arrays, Task, prepare
-from search.trial import Bench, Progress, TrialSpec
+from search.trial import Bench, Progress, Start, TrialSpec
 from search.weights import prunable_weights
 from search.worker import TrialRun, evaluate_plan
 from tests.search.test_budget import MEASURED
@@ -566,3 +566,34 @@ def test_a_longer_schedule_is_as_long_as_it_says(store: RunStore) -> None:
 def test_a_schedule_is_not_shorter_than_the_job_says(stretch: float) -> None:
     with pytest.raises(ValueError, match="stretch must be at least 1"):
         replace(_spec(0), stretch=stretch)
+
+
+def test_a_trial_may_begin_with_the_weights_of_a_less_pruned_one(store: RunStore) -> None:
+    bench = make_bench()
+    less = PruningPlan({"0": {"filter": 0.25}})
+    _finish(TrialRun(bench, _spec(0, plan=less), store=store))
+    start = Start(number=0, folder=store.trial_dir(0))
+    more = PruningPlan({"0": {"filter": 0.5}})
+    run = TrialRun(bench, replace(_spec(1, plan=more), start=start), store=store)
+    run.step()
+    run.step()
+    # killed in the midst of it: the next attempt goes on from the checkpoint, and says the same of its origin
+    again = TrialRun(bench, replace(_spec(1, plan=more), start=start), store=store)
+    _finish(again)
+    assert again.result is not None
+    assert (again.result.status, again.result.started_from) == ("complete", 0), again.result.reason
+    kept = [json.loads((store.trial_dir(n) / "plan.json").read_text()) for n in (0, 1)]
+    assert set(kept[1]["kept"]["0"]["out"]) < set(kept[0]["kept"]["0"]["out"])
+    assert kept[1]["started_from"] == 0
+    from_dense = TrialRun(bench, _spec(2, plan=more), store=store)
+    _finish(from_dense)
+    assert from_dense.result is not None
+    assert from_dense.result.started_from is None
+    assert from_dense.result.primal_residual != again.result.primal_residual
+
+
+def test_weights_to_begin_with_that_are_gone_are_the_dense_ones(store: RunStore) -> None:
+    run = TrialRun(make_bench(), replace(_spec(0), start=Start(number=7, folder=store.trial_dir(7))), store=store)
+    _finish(run)
+    assert run.result is not None
+    assert (run.result.status, run.result.started_from) == ("complete", None), run.result.reason
