@@ -7,14 +7,20 @@ as exact and of one epoch.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from search.dominance import Figures
+from search.forecast import Features, Floats
+from search.judge import Judge
 from search.neighbours import Known, parents
 from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
 from search.result import TrialResult
 from search.shares import shares
+from search.space import Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +28,15 @@ class _Told:
     source: str
     epochs: float
     known: Known | None
+    row: Floats
+    excess: float | None
 
 
 class Memory:
     """By trial number. `sources` share the proposals; `dense_accuracy` None is read from the results."""
 
-    def __init__(self, sources: Sequence[str], dense_accuracy: float | None) -> None:
+    def __init__(self, space: Space, sources: Sequence[str], dense_accuracy: float | None) -> None:
+        self._features = Features(space)
         self._sources = sources
         self._dense_accuracy = dense_accuracy
         self._told: dict[int, _Told] = {}
@@ -49,7 +58,7 @@ class Memory:
             self._dense_accuracy = result.accuracy + result.accuracy_drop / 100.0
             self._stale = True
         known = None if figures is None else Known(steps=steps, figures=figures, excess=excess)
-        self._file(result.number, _Told(source, result.epochs, known))
+        self._file(result.number, self._told_of(source, result.epochs, known, steps, excess))
 
     def recall(
         self,
@@ -61,14 +70,18 @@ class Memory:
     ) -> None:
         """File what the study says of a complete trial, unless the result was learned already."""
         accuracy, latency = values
-        if number in self._told or not 0.0 < latency:
+        if number in self._told or not latency > 0.0:
             return
         figures = Figures(accuracy=accuracy, speedup=1.0 / latency)
-        self._file(number, _Told(source, 1.0, Known(steps=steps, figures=figures, excess=excess)))
+        known = Known(steps=steps, figures=figures, excess=excess)
+        self._file(number, self._told_of(source, 1.0, known, steps, excess))
+
+    def _told_of(
+        self, source: str, epochs: float, known: Known | None, steps: Mapping[str, int], excess: float | None
+    ) -> _Told:
+        return _Told(source, epochs, known, self._features.of([steps])[0], excess)
 
     def _file(self, number: int, told: _Told) -> None:
-        if self._told.get(number) == told:
-            return
         late = number in self._told or bool(self._numbers and number < self._numbers[-1])
         if number not in self._told:
             bisect.insort(self._numbers, number)
@@ -102,6 +115,23 @@ class Memory:
     def parents(self) -> list[tuple[Known, float]]:
         """The plans whose neighbours are worth a trial, with their weights."""
         if self._parents is None:
-            known = [told.known for number in self._numbers if (told := self._told[number]).known is not None]
-            self._parents = parents([k for k in known if k is not None], floor=self.floor)
+            self._parents = parents(self._known(), floor=self.floor)
         return self._parents
+
+    def _known(self) -> list[Known]:
+        return [known for number in self._numbers if (known := self._told[number].known) is not None]
+
+    def judge(self, seed: int) -> Judge:
+        """A judge of untried plans, by one draw of the forecast."""
+        told = [self._told[number] for number in self._numbers]
+        known = [(t.known, t.row) for t in told if t.known is not None]
+        over = [(t.excess, t.row) for t in told if t.excess is not None and -1.0 < t.excess < math.inf]
+        return Judge(
+            self._features,
+            [k for k, _ in known],
+            np.asarray([row for _, row in known]),
+            np.asarray([row for _, row in over]),
+            [excess for excess, _ in over],
+            self.floor,
+            np.random.default_rng(seed),
+        )

@@ -37,6 +37,8 @@ PATIENCE = 8
 DRAWS = 200
 #: Trials with figures before the neighbourhood of the best of them is worth a look.
 FIRST = 8
+#: Share of the neighbours that the forecast chooses; the others are drawn blindly.
+GUIDED = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +89,11 @@ class StudySampler:
         self._seed = f"{seed}/{start}"
         self._distributions = {d.name: IntDistribution(0, len(d.sparsities) - 1) for d in space.dimensions}
         self._neighbourhood = Neighbourhood(space) if neighbours else None
-        self._memory = Memory((sampler, "neighbour"), dense_accuracy)
+        self._memory = Memory(space, (sampler, "neighbour"), dense_accuracy)
         self.study = open_study(url, study_name(space, budget, rig, run))
         self._exhausted = False
-        self._seen: dict[str, int] = {}
+        #: The steps of every plan proposed, and the first trial that had it.
+        self._seen: dict[tuple[int, ...], int] = {}
         with written():
             # a copy made anew mid-way may not draw the same numbers again
             self._mirror = Mirror(self.study, lambda copies: make_sampler(sampler, seed + start + 1_000_003 * copies))
@@ -98,9 +101,8 @@ class StudySampler:
 
     def _reread(self) -> None:
         for trial in self._mirror.trials:
-            digest = self._digest(trial)
-            if digest is not None:
-                self._seen.setdefault(digest, trial.number)
+            if self._drawn(trial):
+                self._seen.setdefault(self._key(trial.params), trial.number)
             if trial.state == TrialState.COMPLETE and "duplicate_of" not in trial.user_attrs:
                 self._memory.recall(
                     trial.number, _source(trial), trial.params, trial.values, trial.constraints.get("over_budget")
@@ -129,8 +131,10 @@ class StudySampler:
             self._mirror.insert(self._frozen(found))
             self._fresh()
             if found is not None:
-                self._seen.setdefault(found.plan_digest, number)
-                self._learn(self._mirror.trial(number), found)
+                trial = self._mirror.trial(number)
+                if self._drawn(trial):
+                    self._seen.setdefault(self._key(trial.params), number)
+                self._learn(trial, found)
 
     def _check(self, trial: FrozenTrial, result: TrialResult) -> None:
         """That trial and result are of one plan; where the study gave the number up, it may be any."""
@@ -174,11 +178,10 @@ class StudySampler:
         """Plans to try first; those the study knows already are left out. `source` says whose they are."""
         for steps in params:
             self._fresh()
-            digest = self.space.plan(steps).digest()
-            if digest not in self._seen:
+            if not self._was_seen(steps):
                 trial = self._mirror.place(steps, self._distributions, TrialState.WAITING)
                 self._mirror.note(trial.number, {"source": source})
-                self._seen[digest] = self._mirror.write(trial.number)
+                self._seen[self._key(steps)] = self._mirror.write(trial.number)
 
     @written()
     def unfinished(self) -> list[Proposal]:
@@ -187,7 +190,7 @@ class StudySampler:
         proposals = []
         for trial in [t for t in self._mirror.trials if t.state == TrialState.RUNNING]:
             proposal = self._proposal(self._mirror.complete(trial.number, self._distributions))
-            first = self._seen.setdefault(proposal.plan.digest(), proposal.number)
+            first = self._seen.setdefault(self._key(proposal.params), proposal.number)
             if first == proposal.number:
                 proposals.append(proposal)
             else:  # half drawn when it was killed, and what was drawn since makes a known plan of it
@@ -208,8 +211,7 @@ class StudySampler:
             return self._placed(steps, "neighbour")
         for _ in range(PATIENCE):
             trial = self._mirror.draw(self._distributions)
-            digest = self.space.plan(trial.params).digest()
-            first = self._seen.get(digest)
+            first = self._seen.get(self._key(trial.params))
             if first is None:
                 return self._written_down(trial, self._kind)
             # the same plan again: the same values, nothing is run
@@ -217,6 +219,11 @@ class StudySampler:
             self._mirror.finish(trial.number, **self._twin(first), durable=False)
             self._mirror.write(trial.number)
             self._fresh()
+            if self._neighbourhood is not None:  # where the sampler would be, and no further draw of it is waited for
+                rng = random.Random(f"{self._seed}/{trial.number}/around")
+                steps = self._neighbourhood.around(trial.params, self._was_seen, rng)
+                if steps is not None:
+                    return self._placed(steps, "neighbour")
         return self._placed(self._unseen(), "random")
 
     def _waiting(self) -> Proposal | None:
@@ -224,7 +231,7 @@ class StudySampler:
         for waiting in [t for t in self._mirror.trials if t.state == TrialState.WAITING]:
             self._mirror.start(waiting.number)
             proposal = self._proposal(self._mirror.complete(waiting.number, self._distributions))
-            first = self._seen.setdefault(proposal.plan.digest(), proposal.number)
+            first = self._seen.setdefault(self._key(proposal.params), proposal.number)
             if first == proposal.number:
                 return proposal
             self._mirror.finish(proposal.number, **self._twin(first))
@@ -238,10 +245,19 @@ class StudySampler:
         rng = random.Random(f"{self._seed}/{len(self._mirror.trials)}")
         if pick(self._memory.shares(), rng) != "neighbour":
             return None
-        return self._neighbourhood.draw(self._memory.parents(), self._was_seen, rng)
+        parents = self._memory.parents()
+        if rng.random() < GUIDED:
+            judge = self._memory.judge(rng.getrandbits(64))
+            steps = self._neighbourhood.best(parents, self._was_seen, rng, judge.scores)
+            if steps is not None:
+                return steps
+        return self._neighbourhood.draw(parents, self._was_seen, rng)
 
     def _was_seen(self, steps: Mapping[str, int]) -> bool:
-        return self.space.plan(steps).digest() in self._seen
+        return self._key(steps) in self._seen
+
+    def _key(self, steps: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple([steps[name] for name in self._distributions])
 
     def _placed(self, steps: Mapping[str, int], source: str) -> Proposal:
         return self._written_down(self._mirror.place(steps, self._distributions, TrialState.RUNNING), source)
@@ -250,9 +266,9 @@ class StudySampler:
         """A new plan that the durable study knows before anybody runs it."""
         self._mirror.note(trial.number, {"source": source})
         number = self._mirror.write(trial.number)
-        plan = self.space.plan(trial.params)
-        self._seen[plan.digest()] = number
-        return Proposal(number=number, params=dict(trial.params), plan=plan, source=source)
+        self._seen[self._key(trial.params)] = number
+        params = {name: trial.params[name] for name in self._distributions}
+        return Proposal(number=number, params=params, plan=self.space.plan(params), source=source)
 
     def _unseen(self) -> dict[str, int]:
         """Steps to a plan that was not proposed before. Raises `SpaceExhausted`."""
@@ -296,7 +312,10 @@ class StudySampler:
 
     def _digest(self, trial: FrozenTrial) -> str | None:
         """The trial's plan, or None while not all of it is drawn."""
-        return self.space.plan(trial.params).digest() if set(trial.params) == set(self._distributions) else None
+        return self.space.plan(trial.params).digest() if self._drawn(trial) else None
+
+    def _drawn(self, trial: FrozenTrial) -> bool:
+        return trial.params.keys() == self._distributions.keys()
 
     def fits_now(self, result: TrialResult) -> bool:
         """Whether another budget kept this plan from being trained: under the present one it may be proposed again."""
