@@ -19,12 +19,13 @@ Floats = npt.NDArray[np.float64]
 
 #: Ridge penalties tried, relative to the features' mean square; the best by generalised cross-validation is taken.
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-#: The trend of all dimensions together is hardly penalised: its column is this much larger.
+#: The trend of all dimensions together is hardly penalised: its columns count as this much larger.
 TREND = 10.0
+TRENDS = 2
 
 
 class Features:
-    """Steps as a matrix [plans, 2 dimensions + 2]: each dimension's u and u^2, and their sums."""
+    """Steps as a matrix [plans, 2 dimensions + 2]: each dimension's u and u^2, and their means."""
 
     def __init__(self, space: Space) -> None:
         self._names = [d.name for d in space.dimensions]
@@ -37,7 +38,7 @@ class Features:
         """One row a plan."""
         u = np.asarray([[r[p[n]] for n, r in zip(self._names, self._removed, strict=True)] for p in plans])
         u = u.reshape(len(plans), len(self._names))
-        trend = TREND * np.stack([u.mean(axis=1), (u * u).mean(axis=1)], axis=1)
+        trend = np.stack([u.mean(axis=1), (u * u).mean(axis=1)], axis=1)
         return np.concatenate([u, u * u, trend], axis=1)
 
 
@@ -51,12 +52,12 @@ class Line:
         root = np.sqrt(w)
         x = root[:, None] * (features - self._centre)
         y = root * (target - self._level)
-        self._scale = np.sqrt((x * x).mean(axis=0))
-        trend = np.zeros(x.shape[1], dtype=bool)
-        trend[-2:] = True
-        self._scale[self._scale == 0.0] = 1.0
-        # the columns themselves share one scale, so that rarely moved dimensions stay near the trend
-        self._scale = np.where(trend, self._scale / TREND, float(np.median(self._scale[~trend])))
+        # the dimensions' columns share one scale, so that one that was seldom moved stays near the trend
+        spread = np.sqrt((x * x).mean(axis=0))
+        own, trend = spread[:-TRENDS], spread[-TRENDS:]
+        moved = own[own > 0.0]
+        shared = float(np.median(moved)) if moved.size else 1.0
+        self._scale = np.concatenate([np.full(own.size, shared), np.where(trend > 0.0, trend, 1.0) / TREND])
         x = x / self._scale
         squares, right = np.linalg.eigh(x.T @ x)
         self._squares, self._right = np.maximum(squares, 0.0), right.T

@@ -38,7 +38,7 @@ DRAWS = 200
 #: Trials with figures before the neighbourhood of the best of them is worth a look.
 FIRST = 8
 #: Share of the neighbours that the forecast chooses; the others are drawn blindly.
-GUIDED = 0.8
+GUIDED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
