@@ -82,7 +82,7 @@ class Line:
         Directions that no trial tells apart vary as the prior does.
         """
         if normals is None:
-            return self._mean
+            return np.asarray(self._mean)
         spread = math.sqrt(self._variance) / np.sqrt(self._squares + self._ridge)
         return np.asarray(self._mean + self._right.T @ (spread * normals))
 

@@ -49,7 +49,7 @@ class Judge:
             return _Target(line, line.draw(rng.standard_normal(columns)))
 
         loss = np.asarray([floor + ACCURACY_SPAN - k.figures.accuracy for k in known])
-        weights = 1.0 / (1.0 + np.square(loss / (FAR * ACCURACY_SPAN)))
+        weights = 1.0 / (1.0 + np.square(np.maximum(loss, 0.0) / (FAR * ACCURACY_SPAN)))
         self._loss = drawn(Line(rows, loss, weights), rows.shape[1])
         self._latency = drawn(Line(rows, np.asarray([-math.log(k.figures.speedup) for k in known])), rows.shape[1])
         self._excess = drawn(Line(over_rows, np.log1p(np.asarray(excesses))), rows.shape[1]) if len(excesses) else None

@@ -93,21 +93,26 @@ class Memory:
             self._history.append(self._gain(told))
 
     def _gain(self, told: _Told) -> tuple[str, float, float]:
-        gained = self._area.add(*told.known.figures.point) if told.known is not None else 0.0
+        counts = told.known is not None and (told.excess is None or told.excess <= 0.0)
+        gained = self._area.add(*told.known.figures.point) if told.known is not None and counts else 0.0
         return told.source, gained, told.epochs
 
     @property
     def floor(self) -> float:
-        """The accuracy above which the hypervolume counts."""
+        """The accuracy above which area counts: the hypervolume's, or lower where no plan in the budget reaches it."""
+        known = self._known()
         if self._dense_accuracy is not None:
-            return accuracy_floor(self._dense_accuracy)
-        best = max((t.known.figures.accuracy for t in self._told.values() if t.known is not None), default=0.0)
-        return best - ACCURACY_SPAN
+            floor = accuracy_floor(self._dense_accuracy)
+        else:
+            floor = max((k.figures.accuracy for k in known), default=0.0) - ACCURACY_SPAN
+        within = [k.figures.accuracy for k in known if k.excess is not None and k.excess <= 0.0]
+        return min(floor, max(within) - ACCURACY_SPAN) if within else floor
 
     def shares(self) -> dict[str, float]:
         """Each source's share of the proposals, by what its trials gained, in the order of their numbers."""
-        if self._stale or self._dense_accuracy is None:
-            self._area = Area(self.floor)
+        floor = self.floor
+        if self._stale or self._area.floor != floor:
+            self._area = Area(floor)
             self._history = [self._gain(self._told[number]) for number in self._numbers]
             self._stale = False
         return shares(self._sources, self._history)

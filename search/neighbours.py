@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from search.dominance import Figures, contenders
@@ -105,7 +105,7 @@ class Neighbourhood:
         chosen: Sequence[tuple[Known, float]],
         seen: Callable[[Steps], bool],
         rng: random.Random,
-        scores: Callable[[Sequence[Steps]], Sequence[float]],
+        scores: Callable[[Sequence[Steps]], Iterable[float]],
     ) -> dict[str, int] | None:
         """The unseen plan near the parents that scores highest, after `ROUNDS` of changing the best so far.
 

@@ -23,7 +23,7 @@ class Area:
 
     def __init__(self, accuracy_floor: float) -> None:
         self.value = 0.0
-        self._floor = accuracy_floor
+        self.floor = accuracy_floor
         # the front by rising log speed-up, so by falling accuracy; both above the corner
         self._speeds: list[float] = []
         self._heights: list[float] = []
@@ -37,9 +37,9 @@ class Area:
         return self._grow(accuracy, relative_latency, keep=False)
 
     def _grow(self, accuracy: float, relative_latency: float, *, keep: bool) -> float:
-        if not (0.0 < relative_latency < 1.0 and self._floor < accuracy < math.inf):
+        if not (0.0 < relative_latency < 1.0 and self.floor < accuracy < math.inf):
             return 0.0
-        speed, height = -math.log(relative_latency), accuracy - self._floor
+        speed, height = -math.log(relative_latency), accuracy - self.floor
         at = bisect.bisect_left(self._speeds, speed)
         if at < len(self._speeds) and self._heights[at] >= height:
             return 0.0

@@ -75,14 +75,14 @@ def open_study(url: str, name: str) -> Study:
     """
     with _opening(url):
         storage = open_storage(url)
+        sampler = optuna.samplers.RandomSampler()
         with quiet():
-            study = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                sampler=optuna.samplers.RandomSampler(),
-                directions=list(DIRECTIONS),
-                load_if_exists=True,
-            )
+            try:  # read first: what is there already need not be written
+                study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
+            except KeyError:
+                study = optuna.create_study(
+                    storage=storage, study_name=name, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True
+                )
             if study.metric_names != METRICS:
                 study.set_metric_names(METRICS)
         return study
@@ -153,6 +153,10 @@ def _opening(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # SQLAlchemy, Optuna and the file system each have their own
         line = str(error.__cause__ or error).splitlines()
+        if isinstance(error, PermissionError) or (line and "readonly" in line[0]):
+            raise StoreError(
+                f"the study {study_place(url)} cannot be written ({line[0]}): mend that, then go on with the run"
+            ) from None
         raise StoreError(
             f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): "
             f"move it away, it is filled again from the results"

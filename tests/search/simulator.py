@@ -36,6 +36,8 @@ class Simulated:
     latency_noise: float = 0.005
     budget: Budget | None = None
     epochs: float = 8.0
+    rough: float = 0.0
+    """How far damages are from adding up: what hurts two neighbouring layers hurts more together, beyond a cliff."""
     space: Space = field(init=False)
     _damages: tuple[tuple[float, float, float], ...] = field(init=False)
     _costs: tuple[float, ...] = field(init=False)
@@ -69,10 +71,13 @@ class Simulated:
 
     def accuracy(self, params: Mapping[str, int]) -> float:
         """Without noise, in [CHANCE, DENSE]."""
-        total = 0.0
+        total, last = 0.0, 0.0
         for (scale, steepness, taste), (filters, shapes) in zip(self._damages, self._removed(params), strict=True):
             removed = 1.0 - (1.0 - filters) ** taste * (1.0 - shapes) ** (1.0 / taste)
-            total += scale * math.expm1(steepness * removed) / math.expm1(steepness * 0.5)
+            damage = scale * math.expm1(steepness * removed) / math.expm1(steepness * 0.5)
+            cliff = self.rough * 0.02 * (removed > 0.9 - 0.1 * steepness)
+            total += damage + cliff + self.rough * math.sqrt(damage * last)
+            last = damage
         return CHANCE + (DENSE - CHANCE) * math.exp(-total)
 
     def relative_latency(self, params: Mapping[str, int]) -> float:

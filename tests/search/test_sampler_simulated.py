@@ -60,17 +60,20 @@ class Killed(BaseException):
 def _mortal(sampler: StudySampler, lives: Callable[[], bool]) -> None:
     """Let the durable storage's writes end the process, before they are done or just after."""
     storage: Any = sampler.study._storage
-    for name in ("create_new_trial", "set_trial_state_values", "set_trial_system_attr", "set_trial_param"):
 
-        def write(*args: Any, _real: Callable[..., Any] = getattr(storage, name), **options: Any) -> Any:
+    def mortal(real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **options: Any) -> Any:
             if not lives():
                 raise Killed
-            done = _real(*args, **options)
+            done = real(*args, **options)
             if not lives():
                 raise Killed
             return done
 
-        setattr(storage, name, write)
+        return write
+
+    for name in ("create_new_trial", "set_trial_state_values", "set_trial_system_attr", "set_trial_param"):
+        setattr(storage, name, mortal(getattr(storage, name)))
 
 
 def test_a_thousand_trials_with_kills_repeat_nothing_and_lose_nothing(tmp_path: Path) -> None:

@@ -74,10 +74,19 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     _run(f"sqlite:///{path}")
+    sampler = _open(f"sqlite:///file:{path}?mode=ro&uri=true", start=1)
     with pytest.raises(StoreError, match=r"cannot be written .*readonly.*mend that") as caught:
-        _open(f"sqlite:///file:{path}?mode=ro&uri=true").ask()
+        sampler.ask()
     assert "\n" not in str(caught.value)
     _open(f"sqlite:///{path}", start=1).ask()
+
+
+def test_a_new_study_in_a_database_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    _run(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match=r"study\.db.* cannot be written .*readonly.*mend that") as caught:
+        _open(f"sqlite:///file:{path}?mode=ro&uri=true", run="another")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
