@@ -105,7 +105,7 @@ def worth(trials: int, networks: int, seeds: int) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for rough, (kind, mixed) in itertools.product((0.0, 1.0), KINDS):
         halves, wholes = [], []
-        for net, seed in itertools.product(range(networks), range(seeds)):
+        for net, seed in itertools.product(range(networks), range(seeds)):  # a network a seed at least
             network = Simulated(seed=net, rough=rough)
             with tempfile.TemporaryDirectory() as folder:
                 sampler = StudySampler(
@@ -160,7 +160,7 @@ def main() -> None:
     show_seconds(rows)
     details: dict[str, Any] = {"quick": options.quick, "seconds": rows}
     if options.worth:
-        trials, networks, seeds = (30, 1, 1) if options.quick else (120, 3, 2)
+        trials, networks, seeds = (30, 1, 1) if options.quick else (100, 5, 1)
         details["worth"] = worth(trials, networks, seeds)
         show_worth(details["worth"], trials)
     default = [counted[counts[-1]] for name, counted in rows.items() if name.startswith("tpe + neighbours")]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,16 @@ import numpy as np
 from search.dominance import Figures
 from search.forecast import Features, Floats
 from search.judge import Judge
-from search.neighbours import Known, parents
+from search.neighbours import Known, Neighbourhood, Steps, parents
 from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
 from search.result import TrialResult
-from search.shares import shares
+from search.shares import pick, shares
 from search.space import Space
+
+#: Trials with figures before the neighbourhood of the best of them is worth a look.
+FIRST = 8
+#: Share of the neighbours that the forecast chooses; the others are drawn blindly, should the forecast mislead.
+GUIDED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +39,15 @@ class _Told:
 
 
 class Memory:
-    """By trial number. `sources` share the proposals; `dense_accuracy` None is read from the results."""
+    """By trial number; proposes plans next to the front when it is their turn.
 
-    def __init__(self, space: Space, sources: Sequence[str], dense_accuracy: float | None) -> None:
+    The turns are shared with the sampler of this `kind`. `dense_accuracy` None is read from the results.
+    """
+
+    def __init__(self, space: Space, kind: str, dense_accuracy: float | None) -> None:
+        self._neighbourhood = Neighbourhood(space)
         self._features = Features(space)
-        self._sources = sources
+        self._sources = (kind, "neighbour")
         self._dense_accuracy = dense_accuracy
         self._told: dict[int, _Told] = {}
         self._numbers: list[int] = []
@@ -46,12 +56,24 @@ class Memory:
         self._stale = True
         self._parents: list[tuple[Known, float]] | None = None
 
-    @property
-    def measured(self) -> int:
-        """Trials with both figures."""
-        return sum(told.known is not None for told in self._told.values())
+    def propose(self, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
+        """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
+        if sum(told.known is not None for told in self._told.values()) < FIRST:
+            return None
+        if pick(self.shares(), rng) != "neighbour":
+            return None
+        if rng.random() < GUIDED:
+            judge = self.judge(rng.getrandbits(64))
+            steps = self._neighbourhood.best(self.parents(), seen, rng, judge.scores)
+            if steps is not None:
+                return steps
+        return self._neighbourhood.draw(self.parents(), seen, rng)
 
-    def learn(self, result: TrialResult, source: str, steps: Mapping[str, int], excess: float | None) -> None:
+    def around(self, steps: Steps, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
+        """Steps to an unseen plan next to this one, or None where none was found."""
+        return self._neighbourhood.around(steps, seen, rng)
+
+    def learn(self, result: TrialResult, source: str, steps: Steps, excess: float | None) -> None:
         """File a result; told again, it replaces what was recalled."""
         figures = Figures.of(result)
         if self._dense_accuracy is None and result.accuracy is not None and result.accuracy_drop is not None:
@@ -64,7 +86,7 @@ class Memory:
         self,
         number: int,
         source: str,
-        steps: Mapping[str, int],
+        steps: Steps,
         values: Sequence[float],
         excess: float | None,
     ) -> None:
@@ -76,9 +98,7 @@ class Memory:
         known = Known(steps=steps, figures=figures, excess=excess)
         self._file(number, self._told_of(source, 1.0, known, steps, excess))
 
-    def _told_of(
-        self, source: str, epochs: float, known: Known | None, steps: Mapping[str, int], excess: float | None
-    ) -> _Told:
+    def _told_of(self, source: str, epochs: float, known: Known | None, steps: Steps, excess: float | None) -> _Told:
         return _Told(source, epochs, known, self._features.of([steps])[0], excess)
 
     def _file(self, number: int, told: _Told) -> None:

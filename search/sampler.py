@@ -12,19 +12,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from admm.errors import PlanError
 from admm.plan import PruningPlan
 from search.atomic import StoreError
 from search.budget import Budget
+from search.filed import STATES, constraints_of, filed, values_of
 from search.memory import Memory
 from search.mirror import Mirror
-from search.neighbours import Neighbourhood
 from search.result import TrialResult
-from search.shares import pick
 from search.space import Space
 from search.study import drop_torn_line as drop_torn_line
 from search.study import make_sampler, open_study, study_name, study_place, written
@@ -35,10 +32,6 @@ from search.study import study_url as study_url
 PATIENCE = 8
 #: Random draws that were all seen before, after which the space is gone through plan by plan.
 DRAWS = 200
-#: Trials with figures before the neighbourhood of the best of them is worth a look.
-FIRST = 8
-#: Share of the neighbours that the forecast chooses; the others are drawn blindly.
-GUIDED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +81,8 @@ class StudySampler:
         self._random = random.Random(f"{seed}/{start}")
         self._seed = f"{seed}/{start}"
         self._distributions = {d.name: IntDistribution(0, len(d.sparsities) - 1) for d in space.dimensions}
-        self._neighbourhood = Neighbourhood(space) if neighbours else None
-        self._memory = Memory(space, (sampler, "neighbour"), dense_accuracy)
+        self._neighbours = neighbours
+        self._memory = Memory(space, sampler, dense_accuracy)
         self.study = open_study(url, study_name(space, budget, rig, run))
         self._exhausted = False
         #: The steps of every plan proposed, and the first trial that had it.
@@ -128,7 +121,9 @@ class StudySampler:
             found = results.get(number)
             if found is not None and self.fits_now(found):
                 found = None
-            self._mirror.insert(self._frozen(found))
+            self._mirror.insert(
+                filed(self.space, self._distributions, found, self.budget, self._mirror.first_generation())
+            )
             self._fresh()
             if found is not None:
                 trial = self._mirror.trial(number)
@@ -148,7 +143,7 @@ class StudySampler:
     def _learn(self, trial: FrozenTrial, result: TrialResult) -> None:
         """What a proposal gained; a plan whose figures another study of this run used the number for teaches none."""
         if self._digest(trial) == result.plan_digest:
-            excess = self._constraints(result).get("over_budget")
+            excess = constraints_of(result, self.budget).get("over_budget")
             self._memory.learn(result, _source(trial), trial.params, excess)
 
     def reconcile(self, results: Mapping[int, TrialResult], damaged: Collection[int] = ()) -> int:
@@ -219,9 +214,9 @@ class StudySampler:
             self._mirror.finish(trial.number, **self._twin(first), durable=False)
             self._mirror.write(trial.number)
             self._fresh()
-            if self._neighbourhood is not None:  # where the sampler would be, and no further draw of it is waited for
+            if self._neighbours:  # where the sampler would be, and no further draw of it is waited for
                 rng = random.Random(f"{self._seed}/{trial.number}/around")
-                steps = self._neighbourhood.around(trial.params, self._was_seen, rng)
+                steps = self._memory.around(trial.params, self._was_seen, rng)
                 if steps is not None:
                     return self._placed(steps, "neighbour")
         return self._placed(self._unseen(), "random")
@@ -239,19 +234,10 @@ class StudySampler:
 
     def _next_to_the_front(self) -> dict[str, int] | None:
         """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
-        if self._neighbourhood is None or self._memory.measured < FIRST:
+        if not self._neighbours:
             return None
         # by the number of the trial to come: what is drawn does not hang on how many draws went before
-        rng = random.Random(f"{self._seed}/{len(self._mirror.trials)}")
-        if pick(self._memory.shares(), rng) != "neighbour":
-            return None
-        parents = self._memory.parents()
-        if rng.random() < GUIDED:
-            judge = self._memory.judge(rng.getrandbits(64))
-            steps = self._neighbourhood.best(parents, self._was_seen, rng, judge.scores)
-            if steps is not None:
-                return steps
-        return self._neighbourhood.draw(parents, self._was_seen, rng)
+        return self._memory.propose(self._was_seen, random.Random(f"{self._seed}/{len(self._mirror.trials)}"))
 
     def _was_seen(self, steps: Mapping[str, int]) -> bool:
         return self._key(steps) in self._seen
@@ -290,13 +276,9 @@ class StudySampler:
         if trial.state.is_finished():
             return
         self._mirror.finish(
-            result.number, _STATES[result.status], _values(result), constraints=self._constraints(result)
+            result.number, STATES[result.status], values_of(result), constraints=constraints_of(result, self.budget)
         )
         self._learn(trial, result)
-
-    def _constraints(self, result: TrialResult) -> dict[str, float]:
-        excess = None if self.budget is None else self.budget.excess_of(result)
-        return {} if excess is None else {"over_budget": excess}
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         params = {name: trial.params[name] for name in self._distributions}
@@ -319,41 +301,9 @@ class StudySampler:
 
     def fits_now(self, result: TrialResult) -> bool:
         """Whether another budget kept this plan from being trained: under the present one it may be proposed again."""
-        return result.status == "infeasible" and all(excess <= 0.0 for excess in self._constraints(result).values())
-
-    def _steps_to(self, result: TrialResult) -> dict[str, int] | None:
-        """By the plan, not by the steps of old: in another space other steps may lead there, or none."""
-        try:
-            steps = self.space.params(PruningPlan(result.requested))
-        except PlanError:
-            return None
-        return steps if self.space.plan(steps).digest() == result.plan_digest else None
-
-    def _frozen(self, result: TrialResult | None) -> FrozenTrial:
-        steps = None if result is None else self._steps_to(result)
-        if result is None or steps is None:
-            return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"filled": "no result"})
-        attributes: dict[str, Any] = {f"constraints:{k}": v for k, v in self._constraints(result).items()}
-        return optuna.trial.create_trial(
-            state=_STATES[result.status],
-            values=_values(result),
-            params=steps,
-            distributions=dict(self._distributions),
-            user_attrs={"source": "earlier"},
-            system_attrs=attributes | self._mirror.first_generation(),
+        return result.status == "infeasible" and all(
+            excess <= 0.0 for excess in constraints_of(result, self.budget).values()
         )
-
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "infeasible": TrialState.PRUNED,
-    "stopped": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
-
-
-def _values(result: TrialResult) -> list[float] | None:
-    return list(result.dominates_key) if result.status == "complete" else None
 
 
 def _source(trial: FrozenTrial) -> str:

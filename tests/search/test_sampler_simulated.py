@@ -17,9 +17,10 @@ import pytest
 from optuna.trial import TrialState
 
 from search.budget import Budget
+from search.memory import FIRST
 from search.progress_log import log_hypervolume, progress
 from search.result import TrialResult
-from search.sampler import FIRST, Proposal, StudySampler
+from search.sampler import Proposal, StudySampler
 from tests.search.simulator import DENSE, Simulated, search
 
 SMALL = Simulated(layers=4, steps=6)
