@@ -60,8 +60,8 @@ def resident_mebibytes() -> float:
 def seconds(url: str, kind: str, mixed: bool, counts: Sequence[int], repeats: int) -> dict[int, dict[str, float]]:
     """Mean wall and CPU seconds of an ask and a tell, `repeats` of them after each of the counts, and MiB in use.
 
-    The trials before are those of a search by the same sampler, as far as the first count, and by chance near what
-    that found thereafter: what is timed is timed on a history like a real one.
+    The trials before are those of a search by the same sampler, 60 of them, and then plans by chance near any of
+    those: what is timed is timed on a history like a real one.
     """
     network = Simulated()
     sampler = StudySampler(url, network.space, sampler=kind, neighbours=mixed, dense_accuracy=DENSE)
@@ -105,7 +105,7 @@ def worth(trials: int, networks: int, seeds: int) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for rough, (kind, mixed) in itertools.product((0.0, 1.0), KINDS):
         halves, wholes = [], []
-        for net, seed in itertools.product(range(networks), range(seeds)):  # a network a seed at least
+        for net, seed in itertools.product(range(networks), range(seeds)):
             network = Simulated(seed=net, rough=rough)
             with tempfile.TemporaryDirectory() as folder:
                 sampler = StudySampler(
@@ -146,21 +146,26 @@ def show_worth(rows: Mapping[str, Mapping[str, Any]], trials: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="100 trials and few repeats: under a minute")
+    parser.add_argument("--tiny", action="store_true", help="a dozen trials: figures mean nothing")
     parser.add_argument("--worth", action="store_true", help="also let the samplers search the analytic networks")
     parser.add_argument("--record", action="store_true", help="add the figures to results/proposals.json")
     options = parser.parse_args()
-    if options.record and options.quick:
+    if options.record and (options.quick or options.tiny):
         parser.error("--record keeps figures of the full benchmark only")
-    counts, repeats = ((40, 100), 3) if options.quick else ((100, 300, 1000), 20)
+    counts: tuple[int, ...] = (100, 300, 1000)
+    repeats, trials, networks, seeds = 20, 100, 5, 1
+    if options.quick:
+        counts, repeats, trials, networks = (40, 100), 3, 30, 1
+    if options.tiny:
+        counts, repeats, trials, networks = (10, 12), 2, 10, 1
     rows = {}
     for (kind, mixed), (storage, prefix) in itertools.product(KINDS, STORAGES.items()):
         with tempfile.TemporaryDirectory() as folder:
             found = seconds(f"{prefix}{folder}/study", kind, mixed, counts, repeats)
         rows[f"{name_of(kind, mixed)}, {storage}"] = found
     show_seconds(rows)
-    details: dict[str, Any] = {"quick": options.quick, "seconds": rows}
+    details: dict[str, Any] = {"quick": options.quick, "tiny": options.tiny, "seconds": rows}
     if options.worth:
-        trials, networks, seeds = (30, 1, 1) if options.quick else (100, 5, 1)
         details["worth"] = worth(trials, networks, seeds)
         show_worth(details["worth"], trials)
     default = [counted[counts[-1]] for name, counted in rows.items() if name.startswith("tpe + neighbours")]

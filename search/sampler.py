@@ -282,7 +282,8 @@ class StudySampler:
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         params = {name: trial.params[name] for name in self._distributions}
-        source = trial.user_attrs.get("source", self._kind)
+        # what nobody noted and was given all the same was enqueued with Optuna's own tools
+        source = trial.user_attrs.get("source", "user" if "fixed_params" in trial.system_attrs else self._kind)
         return Proposal(number=trial.number, params=params, plan=self.space.plan(params), source=source)
 
     def _twin(self, number: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search.atomic import StoreError
+from search.budget import Budget
 from search.result import TrialResult
 from search.sampler import StudySampler
 from tests.search.simulator import DENSE, Simulated, search
@@ -152,10 +153,24 @@ def test_a_write_that_fails_is_said_and_the_next_one_goes_on(tmp_path: Path, mon
     assert states == [TrialState.RUNNING, TrialState.COMPLETE]
 
 
+@pytest.mark.parametrize("storage", ["sqlite:///", "journal:"])
+def test_a_plan_enqueued_with_other_tools_is_asked_first_as_the_user_s(storage: str, tmp_path: Path) -> None:
+    url = f"{storage}{tmp_path}/study"
+    wanted, part = NETWORK.space.uniform(0.5), {"l00/filter": 2}
+    study = _open(url).study
+    study.enqueue_trial(wanted)
+    study.enqueue_trial(part)  # the rest is drawn
+    sampler = _open(url, start=1)
+    first, second, third = (sampler.ask() for _ in range(3))
+    assert (first.params, first.source) == (wanted, "user")
+    assert (second.params["l00/filter"], second.source) == (2, "user")
+    assert third.source == "random"
+    sampler.tell(NETWORK.evaluate(first))
+    assert _open(url, start=2).unfinished() == [second, third]
+
+
 def test_other_tools_read_the_study(tmp_path: Path) -> None:
     """Names, values, constraints and metric names as Optuna's own tools know them."""
-    from search.budget import Budget
-
     url = f"sqlite:///{tmp_path}/study.db"
     budget = Budget(speedup=1.2)
     sampler = StudySampler(url, NETWORK.space, budget=budget, dense_accuracy=DENSE)
