@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from search.pareto import front
 from search.result import TrialResult
+
+Floats = npt.NDArray[np.float64]
 
 #: Standard errors between two accuracies that are told apart: about 95 % of what chance does stays below.
 Z = 2.0
@@ -104,28 +108,34 @@ def tied(a: Figures, b: Figures) -> bool:
 def contenders(trials: Sequence[Figures]) -> list[int]:
     """Ascending indices of the trials that no other surely dominates: the front, and those that may be on it.
 
-    O(n^2) comparisons, a block of rows at a time; trials with a NaN neither stay nor dominate.
+    Trials with a NaN neither stay nor dominate.
     """
     table = np.asarray(
         [(t.accuracy, t.speedup, t.accuracy_stderr, t.speedup_low, t.speedup_high) for t in trials], dtype=np.float64
     ).reshape(len(trials), 5)
     known = np.flatnonzero(~np.isnan(table[:, :2]).any(axis=1))
-    accuracy, speedup, stderr, low, high = table[known].T
-    kept: list[int] = []
-    for begin in range(0, known.size, BLOCK):
-        rows = slice(begin, begin + BLOCK)
-        # [others, rows]: the other is as good in both, and surely better in one
-        as_good = (accuracy[:, None] >= accuracy[None, rows]) & (speedup[:, None] >= speedup[None, rows])
-        gap = accuracy[:, None] - accuracy[None, rows]
-        surely = (gap > Z * np.hypot(stderr[:, None], stderr[None, rows])) | (low[:, None] > high[None, rows])
-        kept += [int(i) for i in known[rows][~(as_good & surely).any(axis=0)]]
-    return kept
+    # most are beaten by the front itself, and need not be compared with all
+    left = known[~_beaten(table[front([t.point for t in trials])], table[known])]
+    return [int(i) for i in left[~_beaten(table[known], table[left])]]
 
 
-def tied_with(front: Mapping[int, Figures], others: Mapping[int, Figures]) -> dict[int, list[int]]:
-    """For each trial of the front the numbers of the trials that cannot be told from it, ascending: for the table."""
-    everyone = {**others, **front}
+def _beaten(others: Floats, rows: Floats) -> npt.NDArray[np.bool_]:
+    """For each row whether one of the others surely dominates it; a block of rows at a time."""
+    beaten = np.zeros(len(rows), dtype=bool)
+    accuracy, speedup, stderr, low, _ = others.T[:, :, None]
+    for begin in range(0, len(rows), BLOCK):
+        some = slice(begin, begin + BLOCK)
+        own_accuracy, own_speedup, own_stderr, _, own_high = rows[some].T[:, None, :]
+        as_good = (accuracy >= own_accuracy) & (speedup >= own_speedup)
+        surely = (accuracy - own_accuracy > Z * np.hypot(stderr, own_stderr)) | (low > own_high)
+        beaten[some] = (as_good & surely).any(axis=0)
+    return beaten
+
+
+def tied_with(best: Mapping[int, Figures], others: Mapping[int, Figures]) -> dict[int, list[int]]:
+    """For each trial of the front the numbers of those that cannot be told from it, ascending: for the table."""
+    everyone = {**others, **best}
     return {
         number: [other for other in sorted(everyone) if other != number and tied(figures, everyone[other])]
-        for number, figures in front.items()
+        for number, figures in best.items()
     }

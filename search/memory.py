@@ -7,14 +7,26 @@ as exact and of one epoch.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from search.dominance import Figures
-from search.neighbours import Known, parents
+from search.judge import Judge
+from search.neighbours import Known, Neighbourhood, Steps, parents
 from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
 from search.result import TrialResult
-from search.shares import shares
+from search.ridge import Features, Floats
+from search.shares import pick, shares
+from search.space import Space
+
+#: Trials with figures before the neighbourhood of the best of them is worth a look.
+FIRST = 8
+#: Share of the neighbours that the forecast chooses; the others are drawn blindly, should the forecast mislead.
+GUIDED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +34,20 @@ class _Told:
     source: str
     epochs: float
     known: Known | None
+    row: Floats
+    excess: float | None
 
 
 class Memory:
-    """By trial number. `sources` share the proposals; `dense_accuracy` None is read from the results."""
+    """By trial number; proposes plans next to the front when it is their turn.
 
-    def __init__(self, sources: Sequence[str], dense_accuracy: float | None) -> None:
-        self._sources = sources
+    The turns are shared with the sampler of this `kind`. `dense_accuracy` None is read from the results.
+    """
+
+    def __init__(self, space: Space, kind: str, dense_accuracy: float | None) -> None:
+        self._neighbourhood = Neighbourhood(space)
+        self._features = Features(space)
+        self._sources = (kind, "neighbour")
         self._dense_accuracy = dense_accuracy
         self._told: dict[int, _Told] = {}
         self._numbers: list[int] = []
@@ -37,25 +56,37 @@ class Memory:
         self._stale = True
         self._parents: list[tuple[Known, float]] | None = None
 
-    @property
-    def measured(self) -> int:
-        """Trials with both figures."""
-        return sum(told.known is not None for told in self._told.values())
+    def propose(self, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
+        """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
+        if sum(told.known is not None for told in self._told.values()) < FIRST:
+            return None
+        if pick(self.shares(), rng) != "neighbour":
+            return None
+        if rng.random() < GUIDED:
+            judge = self.judge(rng.getrandbits(64))
+            steps = self._neighbourhood.best(self.parents(), seen, rng, judge.scores)
+            if steps is not None:
+                return steps
+        return self._neighbourhood.draw(self.parents(), seen, rng)
 
-    def learn(self, result: TrialResult, source: str, steps: Mapping[str, int], excess: float | None) -> None:
+    def around(self, steps: Steps, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
+        """Steps to an unseen plan next to this one, or None where none was found."""
+        return self._neighbourhood.around(steps, seen, rng)
+
+    def learn(self, result: TrialResult, source: str, steps: Steps, excess: float | None) -> None:
         """File a result; told again, it replaces what was recalled."""
         figures = Figures.of(result)
         if self._dense_accuracy is None and result.accuracy is not None and result.accuracy_drop is not None:
             self._dense_accuracy = result.accuracy + result.accuracy_drop / 100.0
             self._stale = True
         known = None if figures is None else Known(steps=steps, figures=figures, excess=excess)
-        self._file(result.number, _Told(source, result.epochs, known))
+        self._file(result.number, self._told_of(source, result.epochs, known, steps, excess))
 
     def recall(
         self,
         number: int,
         source: str,
-        steps: Mapping[str, int],
+        steps: Steps,
         values: Sequence[float],
         excess: float | None,
     ) -> None:
@@ -64,11 +95,13 @@ class Memory:
         if number in self._told or not latency > 0.0:
             return
         figures = Figures(accuracy=accuracy, speedup=1.0 / latency)
-        self._file(number, _Told(source, 1.0, Known(steps=steps, figures=figures, excess=excess)))
+        known = Known(steps=steps, figures=figures, excess=excess)
+        self._file(number, self._told_of(source, 1.0, known, steps, excess))
+
+    def _told_of(self, source: str, epochs: float, known: Known | None, steps: Steps, excess: float | None) -> _Told:
+        return _Told(source, epochs, known, self._features.of([steps])[0], excess)
 
     def _file(self, number: int, told: _Told) -> None:
-        if self._told.get(number) == told:
-            return
         late = number in self._told or bool(self._numbers and number < self._numbers[-1])
         if number not in self._told:
             bisect.insort(self._numbers, number)
@@ -80,21 +113,26 @@ class Memory:
             self._history.append(self._gain(told))
 
     def _gain(self, told: _Told) -> tuple[str, float, float]:
-        gained = self._area.add(*told.known.figures.point) if told.known is not None else 0.0
+        counts = told.known is not None and (told.excess is None or told.excess <= 0.0)
+        gained = self._area.add(*told.known.figures.point) if told.known is not None and counts else 0.0
         return told.source, gained, told.epochs
 
     @property
     def floor(self) -> float:
-        """The accuracy above which the hypervolume counts."""
+        """The accuracy above which area counts: the hypervolume's, or lower where no plan in the budget reaches it."""
+        known = self._known()
         if self._dense_accuracy is not None:
-            return accuracy_floor(self._dense_accuracy)
-        best = max((t.known.figures.accuracy for t in self._told.values() if t.known is not None), default=0.0)
-        return best - ACCURACY_SPAN
+            floor = accuracy_floor(self._dense_accuracy)
+        else:
+            floor = max((k.figures.accuracy for k in known), default=0.0) - ACCURACY_SPAN
+        within = [k.figures.accuracy for k in known if k.excess is not None and k.excess <= 0.0]
+        return min(floor, max(within) - ACCURACY_SPAN) if within else floor
 
     def shares(self) -> dict[str, float]:
         """Each source's share of the proposals, by what its trials gained, in the order of their numbers."""
-        if self._stale or self._dense_accuracy is None:
-            self._area = Area(self.floor)
+        floor = self.floor
+        if self._stale or self._area.floor != floor:
+            self._area = Area(floor)
             self._history = [self._gain(self._told[number]) for number in self._numbers]
             self._stale = False
         return shares(self._sources, self._history)
@@ -102,6 +140,23 @@ class Memory:
     def parents(self) -> list[tuple[Known, float]]:
         """The plans whose neighbours are worth a trial, with their weights."""
         if self._parents is None:
-            known = [told.known for number in self._numbers if (told := self._told[number]).known is not None]
-            self._parents = parents([k for k in known if k is not None], floor=self.floor)
+            self._parents = parents(self._known(), floor=self.floor)
         return self._parents
+
+    def _known(self) -> list[Known]:
+        return [known for number in self._numbers if (known := self._told[number].known) is not None]
+
+    def judge(self, seed: int) -> Judge:
+        """A judge of untried plans, by one draw of the forecast."""
+        told = [self._told[number] for number in self._numbers]
+        known = [(t.known, t.row) for t in told if t.known is not None]
+        over = [(t.excess, t.row) for t in told if t.excess is not None and -1.0 < t.excess < math.inf]
+        return Judge(
+            self._features,
+            [k for k, _ in known],
+            np.asarray([row for _, row in known]),
+            np.asarray([row for _, row in over]),
+            [excess for excess, _ in over],
+            self.floor,
+            np.random.default_rng(seed),
+        )

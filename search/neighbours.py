@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from search.dominance import Figures, contenders
@@ -31,6 +31,10 @@ DEPTH = 0.03
 DOUBT = 0.25
 #: Mutations tried before the neighbourhood counts as seen.
 TRIES = 64
+#: Plans drawn in each round of `best`, rounds, and how many of the best are changed in the next.
+POOL = 48
+ROUNDS = 6
+BREEDERS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,23 +89,59 @@ class Neighbourhood:
         self, chosen: Sequence[tuple[Known, float]], seen: Callable[[Steps], bool], rng: random.Random
     ) -> dict[str, int] | None:
         """An unseen plan next to one of the parents, or None where none was found."""
+        return self._first_unseen([k.steps for k, _ in chosen], [w for _, w in chosen], seen, rng)
+
+    def around(self, steps: Steps, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
+        """An unseen plan next to this one, or None where none was found."""
+        return self._first_unseen([steps], [1.0], seen, rng)
+
+    def _first_unseen(
+        self, plans: Sequence[Steps], weights: Sequence[float], seen: Callable[[Steps], bool], rng: random.Random
+    ) -> dict[str, int] | None:
+        changed = (self.change(plans, weights, rng) for _ in range(TRIES if plans else 0))
+        return next((steps for steps in changed if not seen(steps)), None)
+
+    def best(
+        self,
+        chosen: Sequence[tuple[Known, float]],
+        seen: Callable[[Steps], bool],
+        rng: random.Random,
+        scores: Callable[[Sequence[Steps]], Iterable[float]],
+    ) -> dict[str, int] | None:
+        """The unseen plan near the parents that scores highest, after `ROUNDS` of changing the best so far.
+
+        None where none scores above 0.
+        """
         if not chosen:
             return None
         plans, weights = [k.steps for k, _ in chosen], [w for _, w in chosen]
-        for _ in range(TRIES):
-            steps = dict(rng.choices(plans, weights)[0])
-            kind = rng.random()
-            if len(plans) > 1 and kind < CROSSOVER:
-                steps = self.cross(steps, rng.choices(plans, weights)[0], rng)
-                if rng.random() < MORE:
-                    steps = self.mutate(steps, rng)
-            elif self._mixed and kind < CROSSOVER + SWAP:
-                steps = self.swap(steps, rng)
-            else:
-                steps = self.mutate(steps, rng)
-            if not seen(steps):
-                return steps
-        return None
+        pool: dict[tuple[int, ...], tuple[float, dict[str, int]]] = {}
+        ranked: list[tuple[float, dict[str, int]]] = []
+        for _ in range(ROUNDS):
+            drawn = {self.key(steps): steps for steps in (self.change(plans, weights, rng) for _ in range(POOL))}
+            new = {key: steps for key, steps in drawn.items() if key not in pool and not seen(steps)}
+            if new:
+                scored = scores(list(new.values()))
+                pool |= {k: (float(score), steps) for (k, steps), score in zip(new.items(), scored, strict=True)}
+            ranked = sorted(pool.values(), key=lambda scored: -scored[0])[:BREEDERS]
+            if ranked and ranked[0][0] > 0.0:
+                plans, weights = [steps for _, steps in ranked], [1.0] * len(ranked)
+        return ranked[0][1] if ranked and ranked[0][0] > 0.0 else None
+
+    def change(self, plans: Sequence[Steps], weights: Sequence[float], rng: random.Random) -> dict[str, int]:
+        """A plan next to one of these: two crossed, a structure swapped, or a few dimensions moved."""
+        steps = dict(rng.choices(plans, weights)[0])
+        kind = rng.random()
+        if len(plans) > 1 and kind < CROSSOVER:
+            steps = self.cross(steps, rng.choices(plans, weights)[0], rng)
+            return self.mutate(steps, rng) if rng.random() < MORE else steps
+        if self._mixed and kind < CROSSOVER + SWAP:
+            return self.swap(steps, rng)
+        return self.mutate(steps, rng)
+
+    def key(self, steps: Steps) -> tuple[int, ...]:
+        """The steps in the order of the space: one key a plan."""
+        return tuple([steps[name] for name in self._sizes])
 
     def mutate(self, steps: Steps, rng: random.Random) -> dict[str, int]:
         """A few dimensions by one or two steps up or down; at least one changes unless the space has one plan."""

@@ -23,16 +23,23 @@ class Area:
 
     def __init__(self, accuracy_floor: float) -> None:
         self.value = 0.0
-        self._floor = accuracy_floor
+        self.floor = accuracy_floor
         # the front by rising log speed-up, so by falling accuracy; both above the corner
         self._speeds: list[float] = []
         self._heights: list[float] = []
 
     def add(self, accuracy: float, relative_latency: float) -> float:
-        """What this point adds; 0 for one that is dominated, outside, or not a number."""
-        if not (0.0 < relative_latency < 1.0 and self._floor < accuracy < math.inf):
+        """Take a point in; returns what it adds."""
+        return self._grow(accuracy, relative_latency, keep=True)
+
+    def gain(self, accuracy: float, relative_latency: float) -> float:
+        """What a point would add; 0 for one that is dominated, outside, or not a number."""
+        return self._grow(accuracy, relative_latency, keep=False)
+
+    def _grow(self, accuracy: float, relative_latency: float, *, keep: bool) -> float:
+        if not (0.0 < relative_latency < 1.0 and self.floor < accuracy < math.inf):
             return 0.0
-        speed, height = -math.log(relative_latency), accuracy - self._floor
+        speed, height = -math.log(relative_latency), accuracy - self.floor
         at = bisect.bisect_left(self._speeds, speed)
         if at < len(self._speeds) and self._heights[at] >= height:
             return 0.0
@@ -46,9 +53,10 @@ class Area:
             left = self._speeds[i]
         below = self._heights[at] if at < len(self._heights) else 0.0
         gained += (speed - left) * (height - below)
-        self._speeds[first:end] = [speed]
-        self._heights[first:end] = [height]
-        self.value += gained
+        if keep:
+            self._speeds[first:end] = [speed]
+            self._heights[first:end] = [height]
+            self.value += gained
         return gained
 
 

@@ -9,23 +9,20 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from admm.errors import PlanError
 from admm.plan import PruningPlan
 from search.atomic import StoreError
 from search.budget import Budget
+from search.filed import STATES, constraints_of, filed, steps_to, stretch_of, values_of
 from search.memory import Memory
 from search.mirror import Mirror
-from search.neighbours import Neighbourhood
 from search.precision import Precision
 from search.result import TrialResult
-from search.shares import pick
 from search.space import Space
 from search.study import drop_torn_line as drop_torn_line
 from search.study import make_sampler, open_study, study_name, study_place, written
@@ -36,8 +33,6 @@ from search.study import study_url as study_url
 PATIENCE = 8
 #: Random draws that were all seen before, after which the space is gone through plan by plan.
 DRAWS = 200
-#: Trials with figures before the neighbourhood of the best of them is worth a look.
-FIRST = 8
 #: Sources of trials that nobody draws.
 TWIN, FINAL = "twin", "final"
 
@@ -92,11 +87,12 @@ class StudySampler:
         self._random = random.Random(f"{seed}/{start}")
         self._seed = f"{seed}/{start}"
         self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
-        self._neighbourhood = Neighbourhood(space) if neighbours else None
-        self._memory = Memory((sampler, "neighbour"), dense_accuracy)
+        self._neighbours = neighbours
+        self._memory = Memory(space, sampler, dense_accuracy)
         self.study = open_study(url, study_name(space, budget, rig, run))
         self._exhausted = False
-        self._seen: dict[str, int] = {}
+        #: The steps of every plan proposed, with its stretch, and the first trial that had it.
+        self._seen: dict[tuple[float, ...], int] = {}
         with written():
             # a copy made anew mid-way may not draw the same numbers again
             self._mirror = Mirror(self.study, lambda copies: make_sampler(sampler, seed + start + 1_000_003 * copies))
@@ -104,10 +100,10 @@ class StudySampler:
 
     def _reread(self) -> None:
         for trial in self._mirror.trials:
-            digest = self._digest(trial)
-            if digest is not None:
-                self._seen.setdefault(digest, trial.number)
-            if trial.state == TrialState.COMPLETE and "duplicate_of" not in trial.user_attrs:
+            if self._drawn(trial):
+                self._seen.setdefault(self._key(trial.params, stretch_of(trial)), trial.number)
+            own = "duplicate_of" not in trial.user_attrs and stretch_of(trial) == 1.0
+            if trial.state == TrialState.COMPLETE and own:
                 self._memory.recall(
                     trial.number, _source(trial), trial.params, trial.values, trial.constraints.get("over_budget")
                 )
@@ -132,11 +128,15 @@ class StudySampler:
             found = results.get(number)
             if found is not None and self.fits_now(found):
                 found = None
-            self._mirror.insert(self._frozen(found))
+            self._mirror.insert(
+                filed(self.space, self._distributions, found, self.budget, self._mirror.first_generation())
+            )
             self._fresh()
             if found is not None:
-                self._seen.setdefault(self._identity(found), number)
-                self._learn(self._mirror.trial(number), found)
+                trial = self._mirror.trial(number)
+                if self._drawn(trial):
+                    self._seen.setdefault(self._key(trial.params, found.stretch), number)
+                self._learn(trial, found)
 
     def _check(self, trial: FrozenTrial, result: TrialResult) -> None:
         """That trial and result are of one plan; where the study gave the number up, it may be any."""
@@ -148,9 +148,10 @@ class StudySampler:
             )
 
     def _learn(self, trial: FrozenTrial, result: TrialResult) -> None:
-        """What a proposal gained; a plan whose figures another study of this run used the number for teaches none."""
-        if self._digest(trial) == self._identity(result):
-            excess = self._constraints(result).get("over_budget")
+        """What a proposal gained; a plan whose figures another study of this run used the number for teaches none, nor
+        does one that was trained for longer."""
+        if self._digest(trial) == self._identity(result) and result.stretch == 1.0:
+            excess = constraints_of(result, self.budget).get("over_budget")
             self._memory.learn(result, _source(trial), trial.params, excess)
 
     def reconcile(self, results: Mapping[int, TrialResult], damaged: Collection[int] = ()) -> int:
@@ -184,13 +185,18 @@ class StudySampler:
         added = 0
         for steps in params:
             self._fresh()
-            digest = self._of_steps(steps, stretch)
-            if digest not in self._seen:
+            key = self._key(steps, stretch)
+            if key not in self._seen:
                 trial = self._mirror.place(steps, self._distributions, TrialState.WAITING)
                 self._mirror.note(trial.number, {"source": source} | ({"stretch": stretch} if stretch != 1.0 else {}))
-                self._seen[digest] = self._mirror.write(trial.number)
+                self._seen[key] = self._mirror.write(trial.number)
                 added += 1
         return added
+
+    def enqueue_final(self, results: Iterable[TrialResult], stretch: float) -> int:
+        """The plans of these results once more, on a schedule so many times as long; returns how many are new."""
+        steps = [steps_to(self.space, result) for result in results]
+        return self.enqueue([s for s in steps if s is not None], FINAL, stretch=stretch)
 
     def _enqueue_twins(self, result: TrialResult) -> None:
         """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
@@ -198,18 +204,14 @@ class StudySampler:
             return
         over = result.status == "infeasible" and result.precision == "fp32"  # in int8 it is faster, and may fit
         if result.status == "complete" or over:
-            twins = [self._steps_to(result, p) for p in self.space.precisions if p != result.precision]
+            others = [p for p in self.space.precisions if p != result.precision]
+            twins = [steps_to(self.space, result, precision) for precision in others]
             source = "int8" if over else TWIN
             self.enqueue([steps for steps in twins if steps is not None], source, stretch=result.stretch)
 
     def waits(self, *sources: str) -> bool:
         """Whether plans of these sources wait to be tried."""
         return any(t.state == TrialState.WAITING and _source(t) in sources for t in self._mirror.trials)
-
-    def enqueue_final(self, results: Iterable[TrialResult], stretch: float) -> int:
-        """The plans of these results once more, on a schedule so many times as long; returns how many are new."""
-        steps = [self._steps_to(result, result.precision) for result in results]
-        return self.enqueue([s for s in steps if s is not None], FINAL, stretch=stretch)
 
     @written()
     def unfinished(self) -> list[Proposal]:
@@ -218,7 +220,7 @@ class StudySampler:
         proposals = []
         for trial in [t for t in self._mirror.trials if t.state == TrialState.RUNNING]:
             proposal = self._proposal(self._mirror.complete(trial.number, self._distributions))
-            first = self._seen.setdefault(self._of_steps(proposal.params, proposal.stretch), proposal.number)
+            first = self._seen.setdefault(self._key(proposal.params, proposal.stretch), proposal.number)
             if first == proposal.number:
                 proposals.append(proposal)
             else:  # half drawn when it was killed, and what was drawn since makes a known plan of it
@@ -239,7 +241,7 @@ class StudySampler:
             return self._placed(steps, "neighbour")
         for _ in range(PATIENCE):
             trial = self._mirror.draw(self._distributions)
-            first = self._seen.get(self._of_steps(trial.params))
+            first = self._seen.get(self._key(trial.params))
             if first is None:
                 return self._written_down(trial, self._kind)
             # the same plan again: the same values, nothing is run
@@ -247,6 +249,11 @@ class StudySampler:
             self._mirror.finish(trial.number, **self._like(first), durable=False)
             self._mirror.write(trial.number)
             self._fresh()
+            if self._neighbours:  # where the sampler would be, and no further draw of it is waited for
+                rng = random.Random(f"{self._seed}/{trial.number}/around")
+                steps = self._memory.around(trial.params, self._was_seen, rng)
+                if steps is not None:
+                    return self._placed(steps, "neighbour")
         return self._placed(self._unseen(), "random")
 
     def _waiting(self, only: Collection[str]) -> Proposal | None:
@@ -256,7 +263,7 @@ class StudySampler:
                 continue
             self._mirror.start(waiting.number)
             proposal = self._proposal(self._mirror.complete(waiting.number, self._distributions))
-            first = self._seen.setdefault(self._of_steps(proposal.params, proposal.stretch), proposal.number)
+            first = self._seen.setdefault(self._key(proposal.params, proposal.stretch), proposal.number)
             if first == proposal.number:
                 return proposal
             self._mirror.finish(proposal.number, **self._like(first))
@@ -264,16 +271,16 @@ class StudySampler:
 
     def _next_to_the_front(self) -> dict[str, int] | None:
         """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
-        if self._neighbourhood is None or self._memory.measured < FIRST:
+        if not self._neighbours:
             return None
         # by the number of the trial to come: what is drawn does not hang on how many draws went before
-        rng = random.Random(f"{self._seed}/{len(self._mirror.trials)}")
-        if pick(self._memory.shares(), rng) != "neighbour":
-            return None
-        return self._neighbourhood.draw(self._memory.parents(), self._was_seen, rng)
+        return self._memory.propose(self._was_seen, random.Random(f"{self._seed}/{len(self._mirror.trials)}"))
 
     def _was_seen(self, steps: Mapping[str, int]) -> bool:
-        return self._of_steps(steps) in self._seen
+        return self._key(steps) in self._seen
+
+    def _key(self, steps: Mapping[str, int], stretch: float = 1.0) -> tuple[float, ...]:
+        return (*[steps[name] for name in self._distributions], stretch)
 
     def _placed(self, steps: Mapping[str, int], source: str) -> Proposal:
         return self._written_down(self._mirror.place(steps, self._distributions, TrialState.RUNNING), source)
@@ -282,8 +289,8 @@ class StudySampler:
         """A new plan that the durable study knows before anybody runs it."""
         self._mirror.note(trial.number, {"source": source})
         number = self._mirror.write(trial.number)
-        self._seen[self._of_steps(trial.params)] = number
-        return self._proposal(self._mirror.trial(number))
+        self._seen[self._key(trial.params)] = number
+        return replace(self._proposal(trial), number=number, source=source)
 
     def _unseen(self) -> dict[str, int]:
         """Steps to a plan that was not proposed before. Raises `SpaceExhausted`."""
@@ -305,24 +312,22 @@ class StudySampler:
         if trial.state.is_finished():
             return
         self._mirror.finish(
-            result.number, _STATES[result.status], _values(result), constraints=self._constraints(result)
+            result.number, STATES[result.status], values_of(result), constraints=constraints_of(result, self.budget)
         )
         self._learn(trial, result)
         self._enqueue_twins(result)
 
-    def _constraints(self, result: TrialResult) -> dict[str, float]:
-        excess = None if self.budget is None else self.budget.excess_of(result)
-        return {} if excess is None else {"over_budget": excess}
-
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         params = {name: trial.params[name] for name in self._distributions}
+        # what nobody noted and was given all the same was enqueued with Optuna's own tools
+        source = trial.user_attrs.get("source", "user" if "fixed_params" in trial.system_attrs else self._kind)
         return Proposal(
             number=trial.number,
             params=params,
             plan=self.space.plan(params),
-            source=trial.user_attrs.get("source", self._kind),
+            source=source,
             precision=self.space.precision(params),
-            stretch=_stretch(trial),
+            stretch=stretch_of(trial),
         )
 
     def _like(self, number: int) -> dict[str, Any]:
@@ -333,59 +338,24 @@ class StudySampler:
         return {"state": TrialState.COMPLETE, "values": first.values, "constraints": first.constraints}
 
     def _digest(self, trial: FrozenTrial) -> str | None:
-        """The trial's plan, or None while not all of it is drawn."""
-        drawn = set(trial.params) == set(self._distributions)
-        return self._of_steps(trial.params, _stretch(trial)) if drawn else None
-
-    def _of_steps(self, steps: Mapping[str, Any], stretch: float = 1.0) -> str:
-        """What tells a trial of these steps from all others."""
-        return self.space.identity(self.space.plan(steps).digest(), self.space.precision(steps), stretch)
+        """What tells the trial from all others, or None while not all of it is drawn."""
+        if not self._drawn(trial):
+            return None
+        digest = self.space.plan(trial.params).digest()
+        return self.space.identity(digest, self.space.precision(trial.params), stretch_of(trial))
 
     def _identity(self, result: TrialResult) -> str:
         return self.space.identity(result.plan_digest, result.precision, result.stretch)
 
+    def _drawn(self, trial: FrozenTrial) -> bool:
+        return trial.params.keys() == self._distributions.keys()
+
     def fits_now(self, result: TrialResult) -> bool:
         """Whether another budget kept this plan from being trained: under the present one it may be proposed again."""
-        return result.status == "infeasible" and all(excess <= 0.0 for excess in self._constraints(result).values())
-
-    def _steps_to(self, result: TrialResult, precision: Precision) -> dict[str, int] | None:
-        """By the plan, not by the steps of old: in another space other steps may lead there, or none."""
-        try:
-            steps = self.space.params(PruningPlan(result.requested), precision)
-        except (PlanError, ValueError):
-            return None
-        return steps if self.space.plan(steps).digest() == result.plan_digest else None
-
-    def _frozen(self, result: TrialResult | None) -> FrozenTrial:
-        steps = None if result is None else self._steps_to(result, result.precision)
-        if result is None or steps is None:
-            return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"filled": "no result"})
-        attributes: dict[str, Any] = {f"constraints:{k}": v for k, v in self._constraints(result).items()}
-        return optuna.trial.create_trial(
-            state=_STATES[result.status],
-            values=_values(result),
-            params=steps,
-            distributions=dict(self._distributions),
-            user_attrs={"source": "earlier"} | ({"stretch": result.stretch} if result.stretch != 1.0 else {}),
-            system_attrs=attributes | self._mirror.first_generation(),
+        return result.status == "infeasible" and all(
+            excess <= 0.0 for excess in constraints_of(result, self.budget).values()
         )
-
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "infeasible": TrialState.PRUNED,
-    "stopped": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
-
-
-def _values(result: TrialResult) -> list[float] | None:
-    return list(result.dominates_key) if result.status == "complete" else None
 
 
 def _source(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get("source", "earlier"))
-
-
-def _stretch(trial: FrozenTrial) -> float:
-    return float(trial.user_attrs.get("stretch", 1.0))

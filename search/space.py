@@ -91,8 +91,9 @@ class Space:
 
     def _with(self, precision: str | None, steps: dict[str, int]) -> dict[str, int]:
         names: tuple[str, ...] = self.precisions
-        index = 0 if precision is None else names.index(precision)
-        return steps | {PRECISION: index} if len(names) > 1 else steps
+        if len(names) == 1:
+            return steps
+        return steps | {PRECISION: 0 if precision is None else names.index(precision)}
 
     def extreme(self, structures: Sequence[str] = BLOCKED) -> PruningPlan:
         """The plan that removes most in these structures: the smallest shapes the space can reach."""

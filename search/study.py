@@ -6,17 +6,22 @@ SQLite on the driver's disk is the default; a journal file is for file systems t
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
+from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from search.atomic import StoreError
 from search.budget import Budget
@@ -26,6 +31,29 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 METRICS = ["accuracy", "relative_latency"]
+
+
+class Database(RDBStorage):
+    """Optuna's database, told a new trial's parameters in one statement: Optuna asks three times for each of them."""
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        if template_trial is None:
+            return super()._get_prepared_new_trial(study_id, None, session)
+        bare = copy.copy(template_trial)
+        bare.params, bare.distributions = {}, {}
+        trial = super()._get_prepared_new_trial(study_id, bare, session)
+        session.add_all(
+            models.TrialParamModel(
+                trial_id=trial.trial_id,
+                param_name=name,
+                param_value=template_trial.distributions[name].to_internal_repr(value),
+                distribution_json=distribution_to_json(template_trial.distributions[name]),
+            )
+            for name, value in template_trial.params.items()
+        )
+        return trial
 
 
 def make_sampler(kind: str, seed: int) -> BaseSampler:
@@ -47,14 +75,14 @@ def open_study(url: str, name: str) -> Study:
     """
     with _opening(url):
         storage = open_storage(url)
+        sampler = optuna.samplers.RandomSampler()
         with quiet():
-            study = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                sampler=optuna.samplers.RandomSampler(),
-                directions=list(DIRECTIONS),
-                load_if_exists=True,
-            )
+            try:  # read first: what is there already need not be written
+                study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
+            except KeyError:
+                study = optuna.create_study(
+                    storage=storage, study_name=name, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True
+                )
             if study.metric_names != METRICS:
                 study.set_metric_names(METRICS)
         return study
@@ -87,7 +115,7 @@ def open_storage(url: str) -> BaseStorage:
         lock = JournalFileOpenLock(str(path), grace_period=5)
         with quiet():
             return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None)
+    return Database(url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None)
 
 
 def drop_torn_line(path: Path) -> None:
@@ -126,6 +154,10 @@ def _opening(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # SQLAlchemy, Optuna and the file system each have their own
         line = str(error.__cause__ or error).splitlines()
+        if isinstance(error, PermissionError) or (line and "readonly" in line[0]):
+            raise StoreError(
+                f"the study {study_place(url)} cannot be written ({line[0]}): mend that, then go on with the run"
+            ) from None
         raise StoreError(
             f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): "
             f"move it away, it is filled again from the results"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
 RAY = {"search.driver", "search.searcher", "search.rungs", "search.rig_actor", "search.trainable"}
-OPTUNA = {"search.sampler", "search.study", "search.mirror"}
+OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"
 
 

@@ -1,0 +1,76 @@
+"""A trial's record as Optuna files it: its state, values and constraint, and the whole of it as a finished trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from admm.errors import PlanError
+from admm.plan import PruningPlan
+from search.budget import Budget
+from search.result import TrialResult
+from search.space import Space
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "infeasible": TrialState.PRUNED,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def values_of(result: TrialResult) -> list[float] | None:
+    """(accuracy, relative latency) of a complete trial; what ended otherwise has no values."""
+    return list(result.dominates_key) if result.status == "complete" else None
+
+
+def constraints_of(result: TrialResult, budget: Budget | None) -> dict[str, float]:
+    """How far over the budget, where that is known."""
+    excess = None if budget is None else budget.excess_of(result)
+    return {} if excess is None else {"over_budget": excess}
+
+
+def stretch_of(trial: FrozenTrial) -> float:
+    """How many times the job's schedule the trial is trained for."""
+    return float(trial.user_attrs.get("stretch", 1.0))
+
+
+def steps_to(space: Space, result: TrialResult, precision: str | None = None) -> dict[str, int] | None:
+    """By the plan, not by the steps of old: in another space other steps may lead there, or none.
+
+    `precision` is the result's own unless one is named.
+    """
+    try:
+        steps = space.params(PruningPlan(result.requested), precision or result.precision)
+    except (PlanError, ValueError):
+        return None
+    return steps if space.plan(steps).digest() == result.plan_digest else None
+
+
+def filed(
+    space: Space,
+    distributions: Mapping[str, IntDistribution],
+    result: TrialResult | None,
+    budget: Budget | None,
+    attributes: Mapping[str, Any],
+) -> FrozenTrial:
+    """A finished trial with this result, or one that only takes a number: no result, or no plan of this space.
+
+    `attributes` are the sampler's own.
+    """
+    steps = None if result is None else steps_to(space, result)
+    if result is None or steps is None:
+        return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"filled": "no result"})
+    return optuna.trial.create_trial(
+        state=STATES[result.status],
+        values=values_of(result),
+        params=steps,
+        distributions=dict(distributions),
+        user_attrs={"source": "earlier"} | ({"stretch": result.stretch} if result.stretch != 1.0 else {}),
+        system_attrs=dict(attributes),
+        constraints=constraints_of(result, budget),
+    )

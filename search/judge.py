@@ -1,0 +1,70 @@
+"""Which of many untried plans is worth a trial: the one that by forecast adds most to the front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.neighbours import REACH, Known
+from search.progress_log import ACCURACY_SPAN, Area
+from search.ridge import Features, Floats, Line
+
+#: Accuracy lost, in units of what the hypervolume counts, from which on a trial says little of the front's damage.
+FAR = 2.0
+
+
+@dataclass(frozen=True)
+class _Target:
+    line: Line
+    coefficients: Floats
+
+    def at(self, features: Floats) -> Floats:
+        return self.line.at(features, self.coefficients)
+
+
+class Judge:
+    """Scores plans by what one draw of the forecast makes of them.
+
+    `known` are the finished plans with both figures and `rows` their features; `over_rows` and `excesses` those of
+    all plans whose excess over the budget is known. `floor` is the hypervolume's least accuracy.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        known: Sequence[Known],
+        rows: Floats,
+        over_rows: Floats,
+        excesses: Sequence[float],
+        floor: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._features = features
+        self._floor = floor
+
+        def drawn(line: Line, columns: int) -> _Target:
+            return _Target(line, line.draw(rng.standard_normal(columns)))
+
+        loss = np.asarray([floor + ACCURACY_SPAN - k.figures.accuracy for k in known])
+        weights = 1.0 / (1.0 + np.square(np.maximum(loss, 0.0) / (FAR * ACCURACY_SPAN)))
+        self._loss = drawn(Line(rows, loss, weights), rows.shape[1])
+        self._latency = drawn(Line(rows, np.asarray([-math.log(k.figures.speedup) for k in known])), rows.shape[1])
+        self._excess = drawn(Line(over_rows, np.log1p(np.asarray(excesses))), rows.shape[1]) if len(excesses) else None
+        self._area = Area(floor)
+        for k in known:
+            if k.excess is None or k.excess <= 0.0:
+                self._area.add(*k.figures.point)
+
+    def scores(self, plans: Sequence[Mapping[str, int]]) -> Floats:
+        """The hypervolume that each plan would add; with a budget the more, the nearer it ends under it."""
+        rows = self._features.of(plans)
+        accuracy = self._floor + ACCURACY_SPAN - self._loss.at(rows)
+        latency = np.exp(np.clip(self._latency.at(rows), -30.0, 30.0))
+        gains = np.asarray([self._area.gain(float(a), float(t)) for a, t in zip(accuracy, latency, strict=True)])
+        if self._excess is not None:
+            excess = self._excess.at(rows)
+            gains *= np.where(excess <= 0.0, np.exp(np.clip(excess / REACH, -20.0, 0.0)), 0.0)
+        return gains
