@@ -34,7 +34,9 @@ class Chain:
         return self.fixed + (1.0 - self.fixed) * sum(work) / sum(self.weights)
 
 
-def made_up(layers: int, steps: int, seed: int, *, margin: float = 0.05, block: int = 1) -> tuple[Space, Sensitivity, Chain]:
+def made_up(
+    layers: int, steps: int, seed: int, *, margin: float = 0.05, block: int = 1
+) -> tuple[Space, Sensitivity, Chain]:
     """A space of one filter dimension a layer, a rising damage for each, and a coupled latency in whole blocks."""
     rng = random.Random(seed)
     dimensions, points, widths = [], {}, {}
@@ -58,7 +60,13 @@ BUDGETS = st.lists(st.floats(0.5, 30.0), min_size=1, max_size=6)
 
 
 @settings(deadline=None, max_examples=60)
-@given(layers=st.integers(1, 7), seed=st.integers(0, 10_000), budgets=BUDGETS, block=st.sampled_from([1, 8]), margin=st.sampled_from([0.0, 0.1]))
+@given(
+    layers=st.integers(1, 7),
+    seed=st.integers(0, 10_000),
+    budgets=BUDGETS,
+    block=st.sampled_from([1, 8]),
+    margin=st.sampled_from([0.0, 0.1]),
+)
 def test_never_over_budget_and_never_worse_for_asking_less(
     layers: int, seed: int, budgets: list[float], block: int, margin: float
 ) -> None:
