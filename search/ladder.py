@@ -21,7 +21,7 @@ from search.sensitivity import Sensitivity
 from search.space import Space
 
 #: Power of each rise of the loss before they are added up: found on the digits, see `benchmarks/warm_start.py`.
-EXPONENT = 1.0
+EXPONENT = 0.75
 #: Steps ahead that the greedy path looks at, and that a linearised cost is believed.
 _AHEAD, _REACH = 3, 2
 _ROUNDS, _BINS = 8, 2048

@@ -95,7 +95,8 @@ def test_a_rig_that_shakes_widens_the_margin(prepared: Prepared, monkeypatch: py
     monkeypatch.setattr(CountingRig, "wild", 0.2)
     found, _ = make_forecast(prepared)
     assert found is not None
-    assert 0.0 < found.margin <= found.max_error
+    assert found.inner_error is not None
+    assert 0.01 < found.margin == found.inner_error <= found.max_error
     params = drawn(prepared, 1)
     assert found.safe_speedup(params) == pytest.approx(found.speedup(params) / (1.0 + found.margin))
 
