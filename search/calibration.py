@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from admm.plan import PruningPlan
@@ -107,7 +108,7 @@ def measured_networks(
 
 
 def fit_predictor(
-    measured: Sequence[tuple[bytes | Work, float]], block: ChannelBlock, stamp: Mapping[str, Any]
+    measured: Sequence[tuple[bytes | Path | Work, float]], block: ChannelBlock, stamp: Mapping[str, Any]
 ) -> tuple[LatencyPredictor | None, str]:
     """(predictor, "") of networks or their works and their relative latencies, or (None, why there is none)."""
     if len(measured) < 3:

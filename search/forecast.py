@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from admm.plan import PruningPlan
 from evaluators import EvaluationError
 from evaluators.blocks import ChannelBlock
 from evaluators.predictor import LatencyPredictor
+from evaluators.work import Work
 from search.alignment import device_block, open_rig
 from search.atomic import json_text, parse_json, write_atomic
 from search.bench import OF_MODULES, Prepared, local_measure
@@ -31,8 +32,8 @@ SCHEMA = 1
 FILE_NAME = "forecast.json"
 #: A predictor that errs by more than this on average, each network left out once, is none.
 _USELESS = 0.25
-#: The margin on the cautious side, in mean errors; the largest error seen bounds it.
-_CAUTION = 2.0
+#: The margin is never less than this: what a rig's own figures are apart.
+_LEAST_MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,10 @@ class Forecast:
     predictor: LatencyPredictor
     works: PlanWork
     points: tuple[Point, ...]
+    inner_error: float | None = None
+    """The largest error, each network but those of most and least work predicted by a fit to all others; None for too
+    few. Plans lie between the extremes, whose own errors are those of a line drawn further than it was fitted.
+    """
 
     @property
     def mean_error(self) -> float:
@@ -69,8 +74,11 @@ class Forecast:
 
     @property
     def margin(self) -> float:
-        """By how much a latency may be higher than it is forecast: twice the mean error, at most the largest."""
-        return min(_CAUTION * self.mean_error, self.max_error)
+        """By how much a latency may be higher than it is forecast: the largest error of a network left out.
+
+        That of the networks inside the range that was measured, where there are such.
+        """
+        return max(self.max_error if self.inner_error is None else self.inner_error, _LEAST_MARGIN)
 
     def relative(self, params: Mapping[str, Any]) -> float:
         """Latency of the plan of these steps over the dense network's: the middle of what is likely."""
@@ -92,6 +100,7 @@ class Forecast:
         """What there is to say of it, JSON-ready."""
         return {
             "predictor": self.predictor.to_dict(),
+            "inner_error": self.inner_error,
             "margin": self.margin,
             "points": [{"name": p.name, "plan": p.plan.to_dict(), "relative": p.relative} for p in self.points],
         }
@@ -132,7 +141,20 @@ def make_forecast(
             f"no forecast of latency: a line in the work errs by {predictor.mean_error:.0%} on average on "
             f"{job.deciding_rig.name}"
         )
-    return Forecast(predictor=predictor, works=works, points=tuple(points)), ""
+    return Forecast(
+        predictor=predictor, works=works, points=tuple(points), inner_error=_inner_error(measured, block)
+    ), ""
+
+
+def _inner_error(measured: Sequence[tuple[Work, float]], block: ChannelBlock) -> float | None:
+    """The largest relative error of the networks between the extremes, each left out of the fit in turn."""
+    ordered, errors = sorted(measured, key=lambda point: point[0].macs), []
+    for i, (work, relative) in enumerate(ordered[1:-1], start=1):
+        rest, _ = fit_predictor([*ordered[:i], *ordered[i + 1 :]], block, {})
+        if rest is None:
+            return None
+        errors.append(abs(rest.predict_work(work) / relative - 1.0))
+    return max(errors, default=None)
 
 
 def plan_work(prepared: Prepared, block: ChannelBlock) -> PlanWork:

@@ -21,7 +21,7 @@ from search.sensitivity import Sensitivity
 from search.space import Space
 
 #: Power of each rise of the loss before they are added up: found on the digits, see `benchmarks/warm_start.py`.
-EXPONENT = 1.0
+EXPONENT = 0.75
 #: Steps ahead that the greedy path looks at, and that a linearised cost is believed.
 _AHEAD, _REACH = 3, 2
 _ROUNDS, _BINS = 8, 2048
@@ -85,43 +85,57 @@ def ladder(
     Damage never falls when more is asked for: a plan made for more stands in where it does less harm. Raises
     `ValueError` for a budget that is no positive finite number or an exponent that is not positive.
     """
-    if not 0.0 < exponent < math.inf:
-        raise ValueError(f"exponent must be positive and finite, got {exponent!r}")
-    for budget in budgets:
-        if not 0.0 < budget < math.inf:
-            raise ValueError(f"a budget is a speed-up, positive and finite, got {budget!r}")
-    problem = Problem(space, sensitivity, forecast, exponent)
-    fastest = problem.last
-    limit = 1.0 / problem.cost(fastest)
-    reachable = sorted({b for b in budgets if b <= limit * (1.0 + _EPSILON)})
-    path = problem.path(min((1.0 / b for b in reachable), default=math.inf))
-    found: dict[float, Steps] = {}
-    tighter: Steps | None = None
-    for budget in reversed(reachable):  # the most asked for first: its plan keeps all budgets below
-        bound = max(1.0 / budget * (1.0 + _EPSILON), problem.cost(fastest))
-        starts = [next((s for s in path if problem.cost(s) <= bound), fastest)]
-        starts += [] if tighter is None else [tighter]
-        best = min((problem.improved(start, bound) for start in starts), key=problem.damage)
-        found[budget] = tighter = best
-    plans = tuple(problem.plan(found[budget], budget) for budget in budgets if budget in found)
-    unreachable = tuple(
-        f"no plan of the space is forecast to be {budget:.4g}x as fast: the fastest one is {limit:.4g}x, "
-        f"{limit * (1.0 + forecast.margin):.4g}x less a margin of {forecast.margin:.1%}"
-        for budget in budgets
-        if budget not in found
-    )
-    return Ladder(plans=plans, unreachable=unreachable)
+    return Problem(space, sensitivity, forecast, exponent).ladder(budgets)
 
 
 class Problem:
     """Damages and costs of one space: plans are tuples of steps, costs are cautious relative latencies."""
 
-    def __init__(self, space: Space, sensitivity: Sensitivity, forecast: Latency, exponent: float) -> None:
+    def __init__(self, space: Space, sensitivity: Sensitivity, forecast: Latency, exponent: float = EXPONENT) -> None:
+        if not 0.0 < exponent < math.inf:
+            raise ValueError(f"exponent must be positive and finite, got {exponent!r}")
         self._forecast = forecast
         self._names = [d.name for d in space.dimensions]
         self.damages = [np.asarray(sensitivity.curve(d)) ** exponent for d in space.dimensions]
         self.last: Steps = tuple(len(d.sparsities) - 1 for d in space.dimensions)
         self._costs: dict[Steps, float] = {}
+        self._path: list[Steps] = []
+
+    @property
+    def fastest(self) -> float:
+        """The largest speed-up that a plan of the space is sure of, as far as raises one by one tell."""
+        return 1.0 / self.cost(self._end)
+
+    def ladder(self, budgets: Sequence[float]) -> Ladder:
+        """See `ladder`."""
+        for budget in budgets:
+            if not 0.0 < budget < math.inf:
+                raise ValueError(f"a budget is a speed-up, positive and finite, got {budget!r}")
+        limit, last = self.fastest, self.cost(self._end)
+        found: dict[float, Steps] = {}
+        tighter: Steps | None = None
+        # the most asked for first: its plan keeps all budgets below
+        for budget in sorted({b for b in budgets if b <= limit * (1.0 + _EPSILON)}, reverse=True):
+            bound = max(1.0 / budget * (1.0 + _EPSILON), last)
+            starts = [next((s for s in self._whole_path() if self.cost(s) <= bound), self._end)]
+            starts += [] if tighter is None else [tighter]
+            found[budget] = tighter = min((self.improved(start, bound) for start in starts), key=self.damage)
+        return Ladder(
+            plans=tuple(self.plan(found[budget], budget) for budget in budgets if budget in found),
+            unreachable=tuple(self._out_of_reach(budget) for budget in budgets if budget not in found),
+        )
+
+    def _out_of_reach(self, budget: float) -> str:
+        middle = self.fastest * (1.0 + self._forecast.margin)
+        return (
+            f"no plan of the space is forecast to be {budget:.4g}x as fast: the fastest one is {self.fastest:.4g}x, "
+            f"{middle:.4g}x less a margin of {self._forecast.margin:.1%}"
+        )
+
+    @property
+    def _end(self) -> Steps:
+        """The fastest plan known: where no raise saves time any more, or all steps at their last."""
+        return min((self._whole_path()[-1], self.last), key=self.cost)
 
     def cost(self, steps: Steps) -> float:
         """Relative latency with the margin on top."""
@@ -147,14 +161,15 @@ class Problem:
             damage=self.damage(steps),
         )
 
-    def path(self, bound: float) -> list[Steps]:
-        """From dense, always the raise of least damage for the time it saves, until `bound` is kept or all is gone."""
-        steps: Steps = (0,) * len(self.last)
-        found = [steps]
-        while self.cost(steps) > bound and steps != self.last:
-            steps = self._cheapest_raise(steps, _AHEAD) or self._cheapest_raise(steps, max(self.last)) or self.last
-            found.append(steps)
-        return found
+    def _whole_path(self) -> list[Steps]:
+        """From dense, always the raise of least damage for the time it saves, until none saves any."""
+        if not self._path:
+            steps: Steps | None = (0,) * len(self.last)
+            while steps is not None:
+                self._path.append(steps)
+                further = self._cheapest_raise(steps, _AHEAD)
+                steps = self._cheapest_raise(steps, max(self.last)) if further is None else further
+        return self._path
 
     def _cheapest_raise(self, steps: Steps, ahead: int) -> Steps | None:
         now, best, chosen = self.cost(steps), (math.inf, 0.0), None

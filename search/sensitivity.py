@@ -162,7 +162,7 @@ def measure_sensitivity(
     epochs = once if known is None else known.epochs
 
     def table() -> Sensitivity:
-        return Sensitivity(loss=dense[0], accuracy=dense[1], samples=meter.samples, epochs=epochs, points=points)
+        return Sensitivity(loss=dense[0], accuracy=dense[1], samples=meter.samples, epochs=epochs, points=dict(points))
 
     by_layer: dict[str, list[Dimension]] = {}
     for dimension in profile.space.dimensions:

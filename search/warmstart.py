@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from search import sensitivity as sensitivities
 from search.bench import Prepared
 from search.budget import Budget
 from search.forecast import Forecast, make_forecast
-from search.ladder import EXPONENT, Ladder, WarmPlan, ladder
+from search.ladder import EXPONENT, Problem, WarmPlan
 from search.sensitivity import Sensitivity, measure_sensitivity
 from search.trial import MeasureOn
 
@@ -97,15 +97,16 @@ def first_plans(
         say=say,
     )
     asked, notes = asked_speedup(prepared, dense_latency_ms)
-    space = prepared.profile.space
-    fastest = made.safe_speedup({d.name: len(d.sparsities) - 1 for d in space.dimensions})
-    dense_plan = made.safe_speedup({d.name: 0 for d in space.dimensions})
+    problem = Problem(prepared.profile.space, table, made, exponent)
+    fastest = problem.fastest
     if asked is not None and asked > fastest:
         notes += (
             f"the forecast is sure of {fastest:.3g}x at most, {asked:.3g}x is asked: the plans go as far as they can",
         )
-    steps = ladder(space, table, made, ladder_budgets(dense_plan, fastest, asked, count), exponent=exponent)
-    plans = _distinct(steps, asked)
+    say("finding the first plans")
+    found = problem.ladder(ladder_budgets(fastest, asked, count)).plans
+    # of dense there is a figure already
+    plans = _in_order([plan for plan in found if prepared.profile.space.plan(plan.params)], asked)
     return FirstPlans(plans=plans, forecast=made, sensitivity=table, notes=notes)
 
 
@@ -122,36 +123,37 @@ def asked_speedup(prepared: Prepared, dense_latency_ms: float) -> tuple[float | 
     return budget.speedup if budget.latency_ms is None else dense_latency_ms / budget.latency_ms, ()
 
 
-def ladder_budgets(slowest: float, fastest: float, asked: float | None, count: int = COUNT) -> list[float]:
-    """At most `count` speed-ups from `slowest` (dense) to `fastest`, in equal proportions, and denser around `asked`.
+def ladder_budgets(fastest: float, asked: float | None, count: int = COUNT) -> list[float]:
+    """At most `count` speed-ups above 1 and up to `fastest`, rising in equal proportions, denser around `asked`.
 
-    With a budget `asked`, rather more than it comes first, some are beyond, and few below. All lie in the range; those
-    that would be the dense plan are left out.
+    With a budget there are some just under it, others from there to the fastest, and some between dense and it. None
+    where the fastest is no faster than dense.
     """
-    if not fastest > slowest:
+    if not fastest > 1.0:
         return []
     if asked is None:
-        spread = np.geomspace(max(slowest, 1.0), max(fastest, 1.0), count + 1)[1:]
-        return _rising(float(b) for b in spread)
-    own = [min(max(asked * more, slowest), fastest) for more in JUST_UNDER[:count]]
+        return _rising(np.geomspace(1.0, fastest, count + 1)[1:], fastest)
+    own = [min(max(asked * more, 1.0), fastest) for more in JUST_UNDER[:count]]
     rest = count - len(own)
     beyond = (rest + 1) // 2
-    above = np.geomspace(own[-1], fastest, beyond + 2)[1:-1] if fastest > own[-1] else ()
-    below = np.geomspace(max(slowest, 1.0), own[0], rest - beyond + 2)[1:-1] if own[0] > 1.0 else ()
-    return _rising([*own, *(float(b) for b in (*above, *below))])
+    above = np.geomspace(own[-1], fastest, beyond + 2)[1:-1]
+    below = np.geomspace(1.0, own[0], rest - beyond + 2)[1:-1]
+    return _rising([*own, *above, *below], fastest)
 
 
-def _rising(budgets: Any) -> list[float]:
-    """Each once, the least asked for first."""
-    return sorted({round(b, 6) for b in budgets})
+def _rising(budgets: Iterable[float], fastest: float) -> list[float]:
+    """Each once, the least asked for first; none above the fastest by rounding, none that asks for nothing."""
+    found: list[float] = []
+    for budget in sorted(min(float(b), fastest) for b in budgets):
+        if budget > (found[-1] if found else 1.0) * (1.0 + 1e-6):
+            found.append(budget)
+    return found
 
 
-def _distinct(found: Ladder, asked: float | None) -> tuple[WarmPlan, ...]:
-    """Each plan once, without dense: just under the budget first, else from the middle outwards."""
-    by_params: dict[tuple[tuple[str, int], ...], WarmPlan] = {}
-    for plan in found.plans:  # of one plan for several budgets, the most it was made for
-        if any(plan.params.values()):
-            by_params[tuple(sorted(plan.params.items()))] = plan
+def _in_order(found: Iterable[WarmPlan], asked: float | None) -> tuple[WarmPlan, ...]:
+    """Each plan once: just under the budget first, then what is faster, then what is not; else from the middle out."""
+    # of one plan for several budgets, the last: the most it was made for
+    by_params = {tuple(sorted(plan.params.items())): plan for plan in found}
     plans = sorted(by_params.values(), key=lambda p: p.safe_speedup)
     if not plans:
         return ()
@@ -160,13 +162,3 @@ def _distinct(found: Ladder, asked: float | None) -> tuple[WarmPlan, ...]:
         return tuple(sorted(plans, key=lambda p: abs(np.log(p.safe_speedup / middle))))
     within = [p for p in plans if p.safe_speedup >= asked * (1.0 - 1e-6)]
     return (*within, *reversed([p for p in plans if p not in within]))
-
-
-def summary(found: FirstPlans) -> Mapping[str, float]:
-    """A few figures for the record: errors of the forecast, epochs spent, plans made."""
-    made = found.forecast
-    return {
-        "plans": float(len(found.plans)),
-        "epochs": found.epochs,
-        **({} if made is None else {"mean_error": made.mean_error, "max_error": made.max_error}),
-    }

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.ladder import Problem, ladder
+from search.ladder import EXPONENT, Problem, ladder
 from search.sensitivity import Damage, Sensitivity
 from search.space import Dimension, Space
 
@@ -81,7 +81,7 @@ def test_never_over_budget_and_never_worse_for_asking_less(
         assert plan.safe_speedup == pytest.approx(1.0 / chain.relative(plan.params) / (1.0 + margin))
         assert set(plan.params) == {d.name for d in space.dimensions}
         space.plan(plan.params)
-        by_hand = sum(table.curve(d)[plan.params[d.name]] for d in space.dimensions)
+        by_hand = sum(table.curve(d)[plan.params[d.name]] ** EXPONENT for d in space.dimensions)
         assert plan.damage == pytest.approx(by_hand)
     ordered = sorted(found.plans, key=lambda p: p.asked)
     assert all(a.damage <= b.damage for a, b in pairwise(ordered))
@@ -92,7 +92,7 @@ def test_near_the_best_of_all_plans() -> None:
     excess = []
     for seed in range(200):
         space, table, chain = made_up(4, 6, seed, block=1 if seed % 2 else 4)
-        problem = Problem(space, table, chain, 1.0)
+        problem = Problem(space, table, chain, EXPONENT)
         every = [(problem.cost(s), problem.damage(s)) for s in product(*(range(k + 1) for k in problem.last))]
         limit = 1.0 / problem.cost(problem.last)
         budgets = [limit**share for share in (0.25, 0.5, 0.8)]
