@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from quality_l1 import l1_stages
 from onnx import numpy_helper
+from quality_l1 import l1_stages
 from quality_lab import Figures, Stage, Trial
 from quality_task import SmallNet, kept_widths
 

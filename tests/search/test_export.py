@@ -162,6 +162,27 @@ def test_what_misses_the_budget_when_measured_again_is_passed_over(store: RunSto
     assert json.loads((tmp_path / "out" / "card.json").read_text())["trial"] == 3
 
 
+def test_what_keeps_the_budget_once_and_then_misses_it_is_passed_over(store: RunStore, tmp_path: Path) -> None:
+    budget = Budget(latency_ms=0.7)
+    turns = {0: iter([0.6, 0.6, 0.69]), 2: iter([0.6, 0.66, 0.62])}  # of 0 the third, with 2 % for its interval, misses
+
+    def measure(content: bytes) -> Measurement:
+        return measurement(next(turns[int(content.decode().split()[-1])]))
+
+    done = export_trial(store, asked(budget), tmp_path / "out", measure=measure, budget=budget)
+    assert done.refused == ((0, "measured again it takes 0.69 ms, 1.45x"),)
+    assert (done.trial.number, done.measured.latency_ms) == (2, 0.66)  # the least favourable is what is told
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["measured_at_export"]["latency_ms"] == 0.66
+    assert all(next(rest, None) is None for rest in turns.values())
+
+
+def test_without_a_budget_it_is_measured_once(store: RunStore, tmp_path: Path) -> None:
+    turns = iter([0.5])
+    done = export_trial(store, [SOME[0]], tmp_path / "out", measure=lambda content: measurement(next(turns)))
+    assert done.measured.latency_ms == 0.5
+
+
 def test_nothing_is_exported_when_all_miss(store: RunStore, tmp_path: Path) -> None:
     budget, out = Budget(speedup=2.2), tmp_path / "out"
     with pytest.raises(
