@@ -2,8 +2,8 @@
 
 For each network (the digits network of `examples/digits.yaml`, and that of `search_quality.py`) one search without a
 budget is run to its end. Then budgets are spread evenly, on a logarithmic scale, over what the run can reach, by turns
-as `--latency-ms` and as `--speedup`. For each of them `prunefront export` chooses, and `prunefront measure` measures the
-exported file again in another process, against the run's dense file. A budget is kept when the cautious end of that
+as `--latency-ms` and as `--speedup`. For each of them `prunefront export` chooses, and `prunefront measure` measures
+the exported file again in another process, against the run's dense file. A budget is kept when the cautious end of that
 interval is within it: the same rule that search and export go by. Beside it, how far the exported network's accuracy is
 below the best trial that the run knows within the budget.
 """
