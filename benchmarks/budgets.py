@@ -182,7 +182,8 @@ def answered(name: str, run: Path, budget: Budget, scratch: Path, console: Conso
     passed_over = done.stdout.count("was passed over")
     row: dict[str, Any] = {"network": name, "asked": " ".join(asked), "passed_over": passed_over}
     if done.returncode != 0:
-        empty = dict.fromkeys(("accuracy_loss_pp", "trial", "speedup", "latency_ms", "over", "over_at_export"))
+        figures = ("accuracy_loss_pp", "trial", "speedup", "latency_ms", "over", "over_at_export")
+        empty: dict[str, Any] = dict.fromkeys(figures)
         return Row(**row, **empty, within=False, said=last_line(done))
     card = json.loads((out / "card.json").read_text())
     dense = store.baseline_dir / "model.onnx"

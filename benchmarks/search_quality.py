@@ -117,11 +117,9 @@ def _compare(lab: Lab, options: argparse.Namespace, console: Console) -> int:
     runs = run_all(lab, names, seeds, epochs, console)
     known = [(p.accuracy, p.relative_latency) for of in runs.values() for played in of.values() for p in played.points]
     short = volume(known, lab.dense_accuracy)
-    if isinstance(lab, SurrogateLab):
-        ceiling, longer = volume(lab.every_point(), lab.dense_accuracy), []
-    else:
-        longer = long_schedule(lab, runs, console)
-        ceiling = volume([*known, *longer], lab.dense_accuracy)
+    longer = long_schedule(lab, runs, console) if isinstance(lab, RealLab) else []
+    every = lab.every_point() if isinstance(lab, SurrogateLab) else [*known, *longer]
+    ceiling = volume(every, lab.dense_accuracy)
     judged = {
         seed: compare(of, ours=OURS, dense_accuracy=lab.dense_accuracy, ceiling=ceiling, epochs=epochs)
         for seed, of in runs.items()
