@@ -15,10 +15,13 @@ from search.result import TrialResult
 from search.rungs import RungBoard
 from search.space import Space
 
+#: The way of training of survivors: ADMM and retraining for longer. No rung judges it: the plan was judged before.
+LONG = "long"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One plan to train: `how` is the way ("admm", or a rival's own), `seed` orders the training batches."""
+    """One plan to train: `how` is the way ("admm", `LONG`, or a rival's own), `seed` orders the training batches."""
 
     plan: PruningPlan
     seed: int
@@ -141,7 +144,7 @@ def play(lab: Lab, method: Method, *, epochs: float) -> Played:
             if spent + last.epochs > epochs:
                 break
             seen.append(last)
-            if last.rung is not None:
+            if last.rung is not None and asked.trial.how != LONG:
                 reason = board.verdict(asked.number, last.rung, last.accuracy, figures.relative_latency)
             if reason is not None:
                 break

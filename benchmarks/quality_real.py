@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from quality_l1 import l1_stages
-from quality_lab import Figures, Stage, Trial
+from quality_lab import LONG, Figures, Stage, Trial
 from quality_task import SmallNet, kept_widths
 
 from admm.plan import PruningPlan
@@ -208,9 +208,9 @@ class RealLab:
         yield Stage(rung=None, epochs=result.epochs, accuracy=result.accuracy)
 
     def _bench_of(self, trial: Trial) -> Bench:
-        """The bench with the batches of the trial's seed, the shared clock, and for `long` the long schedule."""
+        """The bench with the batches of the trial's seed, the shared clock, and for `LONG` the long schedule."""
         job = self._bench.job
-        if trial.how == "long":
+        if trial.how == LONG:
             size = self._size
             admm = job.admm.model_copy(update={"iterations": size.iterations * size.longer})
             finetune = job.finetune.model_copy(update={"epochs": size.finetune * size.longer})

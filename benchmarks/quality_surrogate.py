@@ -25,7 +25,7 @@ from torch import zeros
 
 from admm.plan import PruningPlan
 from evaluators import count_macs, count_params
-from search.atomic import json_text, write_atomic
+from search.atomic import write_atomic
 from search.errors import UserError
 from search.rungs import rung_iterations
 from search.space import Space
@@ -75,7 +75,9 @@ def write_table(lab: Lab, trials: Sequence[Mapping[str, Any]], *, command: str, 
         "trials": list(trials),
     }
     content["held_out"] = SurrogateLab(content).held_out
-    write_atomic(TABLE, json_text(content))
+    # a line for each trial
+    lines = ",\n  ".join(json.dumps(trial) for trial in content.pop("trials"))
+    write_atomic(TABLE, f'{json.dumps(content, indent=1)[:-2]},\n "trials": [\n  {lines}\n ]\n}}\n')
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from claim import Claim
 from mnist import DATA, SOURCE
-from quality_lab import Lab, Played, Trial, play
+from quality_lab import LONG, Lab, Played, Trial, play
 from quality_methods import METHODS, OURS, TRAINED_ONLY
 from quality_real import FULL, QUICK, RealLab
 from quality_score import Comparison, Measured, Verdict, compare, volume
@@ -120,11 +121,10 @@ def _compare(lab: Lab, options: argparse.Namespace, console: Console) -> int:
     longer = long_schedule(lab, runs, console) if isinstance(lab, RealLab) else []
     every = lab.every_point() if isinstance(lab, SurrogateLab) else [*known, *longer]
     ceiling = volume(every, lab.dense_accuracy)
-    judged = {
-        seed: compare(of, ours=OURS, dense_accuracy=lab.dense_accuracy, ceiling=ceiling, epochs=epochs)
-        for seed, of in runs.items()
-    }
+    judge = partial(compare, ours=OURS, dense_accuracy=lab.dense_accuracy, epochs=epochs)
+    judged = {seed: judge(of, ceiling=ceiling) for seed, of in runs.items()}
     verdict = Verdict.of(list(judged.values()))
+    short_closed = Verdict.of([judge(of, ceiling=short) for of in runs.values()]).closed
     finals = {n: [volume(_points(runs[s][n]), lab.dense_accuracy) for s in runs] for n in names}
     _show(finals, judged, verdict, ceiling, short, console)
     details: dict[str, Any] = {
@@ -135,6 +135,7 @@ def _compare(lab: Lab, options: argparse.Namespace, console: Console) -> int:
         "reference": {"accuracy_drop_pp": 3.0, "relative_latency": 1.0, "latency_axis": "natural logarithm"},
         "ceiling": round(ceiling, 5),
         "ceiling_without_long_schedule": round(short, 5),
+        "closed_without_long_schedule": round(short_closed, 4),
         "long_schedule": [[round(a, 5), round(latency, 5)] for a, latency in longer],
         **verdict.to_dict(),
         "by_seed": {seed: judged[seed].to_dict() for seed in runs},
@@ -184,7 +185,7 @@ def long_schedule(lab: RealLab, runs: Runs, console: Console) -> list[Measured]:
     plans = {plan.digest(): plan for plan in (PruningPlan(every[i].plan) for i in best)}
     found = []
     for plan in plans.values():
-        *_, last = lab.stages(Trial(plan=plan, seed=LONG_SEED, how="long"))
+        *_, last = lab.stages(Trial(plan=plan, seed=LONG_SEED, how=LONG))
         relative = lab.figures(plan).relative_latency
         console.print(f"long schedule: accuracy {last.accuracy:.4f} at {relative:.3f} of the dense latency")
         found.append((last.accuracy, relative))

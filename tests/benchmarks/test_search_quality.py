@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +75,15 @@ class FakeLab:
             yield self.bench.lab.Stage(rung=rung, epochs=epochs, accuracy=self.dense_accuracy - lost)
 
 
+class Worse(FakeLab):
+    """From the seventh trial on a plan is less accurate than every other."""
+
+    def stages(self, trial: Any) -> Iterator[Any]:
+        bad = len(self.trained) >= 6
+        for stage in super().stages(trial):
+            yield replace(stage, accuracy=0.5) if bad else stage
+
+
 @dataclass
 class Listed:
     """Proposes the plans of a list of steps, and remembers what it was told."""
@@ -111,15 +120,6 @@ def test_a_run_spends_its_epochs_and_a_trial_beyond_them_does_not_count(bench: A
 
 
 def test_what_is_dominated_at_a_rung_is_stopped_and_charged_for_that_alone(bench: Any) -> None:
-    lab = FakeLab(bench)
-
-    class Worse(FakeLab):
-        def stages(self, trial: Any) -> Iterator[Any]:
-            bad = len(self.trained) >= 6  # the seventh is slower than all but one, and less accurate than every other
-            for stage in FakeLab.stages(self, trial):
-                accuracy = 0.5 if bad else stage.accuracy
-                yield bench.lab.Stage(rung=stage.rung, epochs=stage.epochs, accuracy=accuracy)
-
     lab, method = Worse(bench), Listed(bench, [1, 2, 3, 4, 5, 5, 0])
     played = bench.lab.play(lab, method, epochs=100.0)
     assert (len(played.points), played.stopped, played.epochs, lab.spent) == (6, 1, 26.0, 26.0)
@@ -127,6 +127,18 @@ def test_what_is_dominated_at_a_rung_is_stopped_and_charged_for_that_alone(bench
     assert (last.status, last.epochs, last.rungs) == ("stopped", 2.0, ((2, 0.5),))
     assert last.reason.startswith("dominated at ADMM iteration 2: 6 of 7")
     assert all(result.status == "complete" and result.speedup == 1 / result.latency_ms for result in method.told[:-1])
+
+
+def test_a_survivor_on_the_long_schedule_is_judged_at_no_rung(bench: Any) -> None:
+    class Long(Listed):
+        def ask(self) -> Any:
+            asked = super().ask()
+            return asked and replace(asked, trial=replace(asked.trial, how=bench.lab.LONG))
+
+    lab = Worse(bench)
+    played = bench.lab.play(lab, Long(bench, [1, 2, 3, 4, 5, 5, 0]), epochs=100.0)
+    assert (len(played.points), played.stopped) == (7, 0)
+    assert {trial.how for trial in lab.trained} == {"long"}
 
 
 def test_all_methods_see_the_same_space_and_studies_are_repeatable(bench: Any) -> None:
@@ -245,6 +257,23 @@ def test_a_surrogate_follows_a_law_it_was_fitted_to_and_knows_its_own_front(benc
     assert 0.0 < found <= ceiling
     with pytest.raises(UserError, match="by ADMM only, not by 'l1'"):
         next(lab.stages(bench.lab.Trial(plan=plan, seed=0, how="l1")))
+
+
+def test_a_table_is_written_with_its_command_and_read_back_alike(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(bench.surrogate, "TABLE", path)
+    known = table(bench, 20)
+    bench.surrogate.write_table(FakeLab(bench), known["trials"], command="the command", conditions={"a": [1]})
+    content = json.loads(path.read_text())
+    assert (content["command"], content["conditions"], content["trials"]) == (
+        "the command",
+        {"a": [1]},
+        known["trials"],
+    )
+    assert content["held_out"] == bench.surrogate.SurrogateLab.read(path).held_out
+    assert len(path.read_text().splitlines()) < 300
 
 
 def test_a_table_that_is_small_damaged_or_gone_is_refused(bench: Any, tmp_path: Path) -> None:
