@@ -25,6 +25,8 @@ from search.store import MODEL_NAME, RunStore
 FILES = ("model.onnx", "plan.json", "weights.safetensors", "trace.jsonl")
 CARD = "card.json"
 SCHEMA = 1
+#: Measurements in a row that must keep a budget. A network at its very edge keeps it in one and misses it in the next.
+SURE = 3
 _ENDED: dict[Status, str] = {"failed": "failed", "stopped": "was stopped early", "infeasible": "was not trained"}
 
 
@@ -47,6 +49,7 @@ class Exported:
 
     trial: TrialResult
     measured: Measurement
+    """Under a budget the least favourable of several."""
     int8: Quantized | None = None
     """Where the file was quantised on the way."""
     refused: tuple[tuple[int, str], ...] = ()
@@ -110,7 +113,7 @@ def export_trial(
     quantize: Callable[[TrialResult, bytes], Quantized] | None = None,
     max_drop: float | None = None,
 ) -> Exported:
-    """Export the first of `chosen` that keeps the budget when measured once more, now and here.
+    """Export the first of `chosen` that keeps the budget whenever measured, `SURE` times, now and here.
 
     `quantize` turns its file into int8 first; one that fails its gate, or drops more than `max_drop` percentage points
     then, is passed over. `out` must be new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when
@@ -131,7 +134,7 @@ def export_trial(
             if max_drop is not None and drop > max_drop:
                 refused.append((trial.number, f"it drops {drop:.2f} pp in int8"))
                 continue
-        measured = measure(content)
+        measured = measure(content) if budget is None else worst_measured(content, measure, budget)
         if budget is not None and not budget.met_by(measured):
             refused.append((trial.number, f"measured again it takes {_figures(measured)}"))
             continue
@@ -149,8 +152,19 @@ def export_trial(
     )
 
 
+def worst_measured(content: bytes, measure: Callable[[bytes], Measurement], budget: Budget) -> Measurement:
+    """The first of `SURE` measurements that misses the budget; where all keep it, the one nearest to it."""
+    worst = measure(content)
+    for _ in range(SURE - 1):
+        if not budget.met_by(worst):
+            break
+        worst = max(worst, measure(content), key=lambda m: budget.excess(m.latency_high_ms, m.speedup_low))
+    return worst
+
+
 def _figures(measured: Measurement) -> str:
-    return f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"
+    # the cautious ends of the intervals, because those are what a budget is compared with
+    return f"up to {measured.latency_high_ms:.4g} ms, {measured.speedup_low:.2f}x at least"
 
 
 def require_new(out: Path) -> None:

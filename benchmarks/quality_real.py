@@ -1,0 +1,267 @@
+"""The laboratory that really trains: trials of `search.worker` in this process, each plan measured once.
+
+A trial of the same plan, seed and way always gives the same weights (one thread), so it is trained once, kept in the
+cache folder stage by stage, and charged in full to every method that asks for it. So are latencies: all methods and
+seeds see one clock. An interrupted run goes on from what the folder holds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from quality_l1 import l1_stages
+from quality_lab import LONG, Figures, Stage, Trial
+from quality_task import SmallNet, kept_widths
+
+from admm.plan import PruningPlan
+from evaluators import Measurement, count_macs, count_params
+from search.atomic import json_text, write_atomic
+from search.bench import Prepared, dense_onnx, local_measure, open_bench, prepare_run
+from search.errors import UserError
+from search.job import Job
+from search.rungs import rung_iterations
+from search.space import Space
+from search.store import RunStore
+from search.tasks.base import prepare
+from search.tasks.dense import DenseEpoch
+from search.trial import Bench, TrialSpec
+from search.weights import prunable_weights
+from search.worker import TrialRun
+
+#: Kept counts are multiples of this for all methods: the block of AVX-512, and twice that of AVX2.
+ALIGN = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is trained: images, epochs of the dense network, and the schedule of a trial."""
+
+    train: int
+    val: int
+    dense_epochs: int
+    iterations: int
+    finetune: int
+    longer: int
+    """The long schedule has so many times the iterations and the epochs of retraining."""
+
+
+FULL = Size(train=2_000, val=3_000, dense_epochs=16, iterations=3, finetune=2, longer=3)
+QUICK = Size(train=400, val=500, dense_epochs=4, iterations=2, finetune=1, longer=2)
+
+
+def quality_job(size: Size, data: Path) -> Job:
+    """The job that all methods search: filters of `quality_task` on onnxruntime-cpu."""
+    return Job.model_validate(
+        {
+            "task": "quality_task:task",
+            "task_args": {
+                "data": str(data.absolute()),
+                "train": size.train,
+                "val": size.val,
+                "epochs": size.dense_epochs,
+            },
+            "base_dir": str(Path(__file__).parent),
+            "structures": ["filter"],
+            "layers": {"exclude": ["head"]},
+            "sparsity": {"max": 0.95, "align": ALIGN},
+            "lower": False,
+            "admm": {"iterations": size.iterations, "lr": 0.02},
+            "finetune": {"epochs": size.finetune, "lr": 0.02},
+        }
+    )
+
+
+class RealLab:
+    """Trains in this process; `folder` keeps the dense network, the latencies and every trial's stages.
+
+    Raises `UserError` for a folder that holds another job's trials.
+    """
+
+    def __init__(self, size: Size, data: Path, folder: Path) -> None:
+        self._size, self._folder = size, folder
+        job = quality_job(size, data)
+        root = folder / "run"
+        # What was trained depends on the job and not on where its data lie.
+        identity = json_text({**asdict(size), "job": _without_places(job)})
+        known = folder / "job.json"
+        if known.exists() and known.read_text() != identity:
+            raise UserError(f"--cache {folder} holds trials of another job: choose another folder")
+        if root.exists() and not known.exists():
+            shutil.rmtree(root)  # killed before the dense network was measured
+        prepared = Prepared.of(job)
+        store = RunStore.open(root) if root.exists() else RunStore.create(root, prepared.job.to_yaml(), {})
+        prepare_run(store, prepared.job, prepared, _Silent())
+        self._dense_onnx = dense_onnx(store)
+        self._bench = open_bench(store, prepared.job)
+        self._measure = local_measure(prepared.job, self._dense_onnx)
+        write_atomic(known, identity)
+
+    @property
+    def bench(self) -> Bench:
+        """What a method may look at before its first trial: the dense network, its data, the profile."""
+        return self._bench
+
+    @property
+    def space(self) -> Space:
+        """Filters of seven layers."""
+        return self._bench.profile.space
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """As in a search."""
+        return rung_iterations(self._bench.job.admm.iterations)
+
+    @property
+    def dense_accuracy(self) -> float:
+        """Of the dense ONNX file."""
+        return self._bench.baseline.accuracy
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """For the JSON line."""
+        job, baseline = self._bench.job, self._bench.baseline
+        return {
+            "size": asdict(self._size),
+            "align": ALIGN,
+            "structures": list(job.structures),
+            "dimensions": {d.name: len(d.sparsities) for d in self.space.dimensions},
+            "admm": job.admm.model_dump(),
+            "finetune": job.finetune.model_dump(),
+            "rungs": list(self.rungs),
+            "dense_accuracy": baseline.accuracy,
+            "dense_accuracy_stderr": baseline.accuracy_stderr,
+            "dense_latency_ms": baseline.latency_ms,
+            "rig": job.deciding_rig.name,
+            "latency": "each plan's shapes measured once; all methods and seeds share the figure",
+            "trials": "same plan, seed and way give the same weights: trained once, charged to all who ask",
+        }
+
+    def figures(self, plan: PruningPlan) -> Figures:
+        """From the plan's shapes, measured in ONNX Runtime the first time that anyone asks."""
+        path = self._folder / "clock" / f"{plan.digest()}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, json_text(self._clock(plan)))
+        known = json.loads(path.read_text())
+        measured = Measurement.from_dict(known["measured"])
+        return Figures(
+            latency_ms=measured.latency_ms,
+            relative_latency=1.0 / measured.speedup,
+            macs=int(known["macs"]),
+            params=int(known["params"]),
+            compression_x=float(known["compression_x"]),
+        )
+
+    def _clock(self, plan: PruningPlan) -> dict[str, Any]:
+        bench = self._bench
+        widths = kept_widths(plan)
+        small, example = SmallNet(widths), bench.task.example_input
+        content = sliced(self._dense_onnx, widths)
+        return {
+            "plan": plan.to_dict(),
+            "measured": self._measure(bench.job.deciding_rig.name, bench.form(content).content).to_dict(),
+            "macs": count_macs(small, example),
+            "params": count_params(small),
+            "compression_x": bench.baseline.weights / prunable_weights(small),
+        }
+
+    def stages(self, trial: Trial) -> Iterator[Stage]:
+        """What the folder holds of the trial first; it is trained from its start where more is wanted."""
+        path = self._folder / "trials" / f"{trial.how}-{trial.plan.digest()}-{trial.seed}.json"
+        known = [Stage(**s) for s in json.loads(path.read_text())["stages"]] if path.exists() else []
+        yield from known
+        if known and known[-1].rung is None:
+            return
+        path.parent.mkdir(exist_ok=True)
+        seen: list[Stage] = []
+        for stage in self._trained(trial):
+            seen.append(stage)
+            if len(seen) > len(known):
+                write_atomic(path, json_text({"plan": trial.plan.to_dict(), "stages": [asdict(s) for s in seen]}))
+                yield stage
+
+    def _trained(self, trial: Trial) -> Iterator[Stage]:
+        bench = self._bench_of(trial)
+        with TemporaryDirectory() as artefacts:
+            if trial.how == "l1":
+                yield from l1_stages(bench, trial.plan, self.rungs, Path(artefacts) / "model.onnx")
+                return
+            spec = TrialSpec(number=0, plan=trial.plan, params={}, seed=trial.seed)
+            run = TrialRun(bench, spec, store=None, artefacts=Path(artefacts))
+            while run.result is None:
+                progress = run.step()
+                if progress.rung is not None and progress.accuracy is not None and progress.report is not None:
+                    yield Stage(rung=progress.rung, epochs=progress.report.epochs, accuracy=progress.accuracy)
+        result = run.result
+        if result.status != "complete" or result.accuracy is None:
+            raise UserError(f"plan {trial.plan.to_json()}, seed {trial.seed}: {result.status}: {result.reason}")
+        yield Stage(rung=None, epochs=result.epochs, accuracy=result.accuracy)
+
+    def _bench_of(self, trial: Trial) -> Bench:
+        """The bench with the batches of the trial's seed, the shared clock, and for `LONG` the long schedule."""
+        job = self._bench.job
+        if trial.how == LONG:
+            size = self._size
+            admm = job.admm.model_copy(update={"iterations": size.iterations * size.longer})
+            finetune = job.finetune.model_copy(update={"epochs": size.finetune * size.longer})
+            job = job.model_copy(update={"admm": admm, "finetune": finetune})
+        self.figures(trial.plan)
+        path = self._folder / "clock" / f"{trial.plan.digest()}.json"
+        shared = Measurement.from_dict(json.loads(path.read_text())["measured"])
+
+        def measure(rig: str, candidate: bytes, reference: bytes | None = None, /) -> Measurement:
+            return shared if reference is None else self._measure(rig, candidate, reference)
+
+        task = prepare(self._bench.task.task, trial.seed)
+        return replace(self._bench, job=job, task=task, measure=measure)
+
+
+def sliced(dense: bytes, widths: Sequence[int]) -> bytes:
+    """The dense ONNX file of `SmallNet` cut down to its first `widths` filters: for latency, not for accuracy.
+
+    An export of the same shapes takes a second of each plan's trial, this a few milliseconds.
+    """
+    model = onnx.load_model_from_string(dense)
+    inputs, kept = 1, {}
+    for i, width in enumerate(widths, start=1):
+        kept[f"conv{i}.weight"] = (slice(width), slice(inputs))
+        kept[f"conv{i}.weight_bias"] = (slice(width),)
+        inputs = width
+    kept["head.weight"] = (slice(None), slice(inputs))
+    for tensor in model.graph.initializer:
+        if tensor.name in kept:
+            part = np.ascontiguousarray(numpy_helper.to_array(tensor)[kept.pop(tensor.name)])
+            tensor.CopyFrom(numpy_helper.from_array(part, tensor.name))
+    if kept:
+        raise UserError(f"the exported network has no tensor {next(iter(kept))!r}: the exporter names it otherwise now")
+    del model.graph.value_info[:]
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _without_places(job: Job) -> dict[str, Any]:
+    content = job.model_dump(mode="json")
+    content["task_args"].pop("data")
+    for place in ("base_dir", "storage"):
+        content.pop(place)
+    return content
+
+
+class _Silent:
+    """Preparation says nothing in a benchmark."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
+        """Nothing."""
