@@ -11,7 +11,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from evaluators.errors import RigError
-from evaluators.measurement import DeviceStamp, PairMeasure
+from evaluators.measurement import DeviceStamp, Measurement
 
 #: The blocks that are told apart; kernels of today's processors use no others.
 BLOCKS: tuple[int, ...] = (1, 4, 8, 16, 32)
@@ -91,23 +93,29 @@ class ChannelBlock:
             raise ValueError(f"not a channel block: {error}") from None
 
 
-def measure_block(measure: PairMeasure, *, batch: int = 1) -> ChannelBlock:
+def measure_block(
+    measure: Callable[[Any, Any], Measurement], *, batch: int = 1, network: Callable[..., Any] | None = None
+) -> ChannelBlock:
     """Measure the staircase, some 20 pairs of small networks whose batch is free, and find the blocks in it.
+
+    `network(kind, width, batch=)` makes what `measure` takes: `staircase_onnx`, or `staircase_module` for a rig of
+    modules.
 
     `batch` is what `measure` runs them at: it makes the images smaller, and goes into the stamp. Where noise leaves
     two blocks about as likely the widths are measured again. Raises `RigError` if the measurements come from more
     than one device.
     """
+    make = network or staircase_onnx
     stamps: list[dict[str, Any]] = []
     fits: dict[str, StaircaseFit] = {}
     points: dict[str, dict[int, float]] = {}
     for kind in _ENDS:
-        reference = staircase_onnx(kind, REFERENCE, batch=batch)
+        reference = make(kind, REFERENCE, batch=batch)
         logs: dict[int, list[float]] = {REFERENCE: [0.0]}
         widths = EVEN_WIDTHS
         for _ in range(2 * _ROUNDS):
             for width in widths:
-                measured = measure(staircase_onnx(kind, width, batch=batch), reference)
+                measured = measure(make(kind, width, batch=batch), reference)
                 logs.setdefault(width, []).append(-math.log(measured.speedup))
                 stamps.append(block_key(measured.stamp, batch))
             points[kind] = {width: math.exp(float(np.mean(values))) for width, values in sorted(logs.items())}
@@ -209,13 +217,7 @@ def staircase_onnx(kind: str, width: int, *, batch: int = 1) -> bytes:
     `conv3x3`: two 3x3 convolutions; `depthwise`: 1x1, 3x3 depthwise, 1x1. ReLU behind each, seeded weights, free batch.
     """
     rng = np.random.default_rng(width)
-    ends = _ENDS[kind]
-    # Large batches get small images, so that a call stays around a millisecond.
-    side = max(4, round((14 if kind == "conv3x3" else 28) / math.sqrt(min(batch, 16))))
-    layers = {
-        "conv3x3": [(width, ends, 3, 1), (ends, width, 3, 1)],
-        "depthwise": [(width, ends, 1, 1), (width, width, 3, width), (ends, width, 1, 1)],
-    }[kind]
+    ends, side, layers = staircase_layers(kind, width, batch)
     nodes, weights, source = [], [], "input"
     for i, (filters, channels, kernel, groups) in enumerate(layers):
         shape = (filters, channels // groups, kernel, kernel)
@@ -237,6 +239,30 @@ def staircase_onnx(kind: str, width: int, *, batch: int = 1) -> bytes:
     return content
 
 
+def staircase_module(kind: str, width: int, *, batch: int = 1) -> tuple[nn.Module, Tensor]:
+    """The same network as a module, and one sample for it."""
+    ends, side, layers = staircase_layers(kind, width, batch)
+    made: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(width)
+        sample = torch.randn(1, ends, side, side)
+        for filters, channels, kernel, groups in layers:
+            made += [nn.Conv2d(channels, filters, kernel, padding=kernel // 2, groups=groups), nn.ReLU()]
+    return nn.Sequential(*made).eval(), sample
+
+
+def staircase_layers(kind: str, width: int, batch: int) -> tuple[int, int, list[tuple[int, int, int, int]]]:
+    """(channels at the ends, side of the image, (filters, channels, kernel, groups) of each convolution)."""
+    ends = _ENDS[kind]
+    # Large batches get small images, so that a call stays around a millisecond.
+    side = max(4, round((14 if kind == "conv3x3" else 28) / math.sqrt(min(batch, 16))))
+    layers = {
+        "conv3x3": [(width, ends, 3, 1), (ends, width, 3, 1)],
+        "depthwise": [(width, ends, 1, 1), (width, width, 3, width), (ends, width, 1, 1)],
+    }
+    return ends, side, layers[kind]
+
+
 def block_key(stamp: DeviceStamp, batch: int) -> dict[str, Any]:
     """What a block depends on: not the kernel of the system, and the batch only by its power of two, 64 at most."""
     batch_class = min(2 ** (batch.bit_length() - 1), 64)
@@ -245,13 +271,18 @@ def block_key(stamp: DeviceStamp, batch: int) -> dict[str, Any]:
 
 
 def block_of(
-    stamp: DeviceStamp, measure: PairMeasure, *, batch: int | None = None, cache: Path | None = None
+    stamp: DeviceStamp,
+    measure: Callable[[Any, Any], Measurement],
+    *,
+    batch: int | None = None,
+    cache: Path | None = None,
+    network: Callable[..., Any] | None = None,
 ) -> ChannelBlock:
     """The block of a device, from the cache or by `measure_block`; `batch` is the stamp's unless given.
 
-    `cache` is a folder, `cache_folder()` unless given. A damaged file is measured anew and replaced; a folder that
-    cannot be written costs a measurement each time and is no error. Raises `RigError` if `measure` runs elsewhere
-    than the stamp says.
+    `network` is what `measure_block` takes; `cache` is a folder, `cache_folder()` unless given. A damaged file is
+    measured anew and replaced; a folder that cannot be written costs a measurement each time and is no error. Raises
+    `RigError` if `measure` runs elsewhere than the stamp says.
     """
     batch = stamp.batch if batch is None else batch
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -262,7 +293,7 @@ def block_of(
     path = None if folder is None else folder / f"block-{name}.json"
     if path is not None and (known := _read(path)) is not None and known.stamp == key:
         return known
-    found = measure_block(measure, batch=batch)
+    found = measure_block(measure, batch=batch, network=network)
     if found.stamp != key:
         raise RigError(f"the block was asked of {key} and measured on {found.stamp}: measure on the stamp's own rig")
     if path is not None:

@@ -16,19 +16,22 @@ from rich.console import Console
 from admm.cost import layer_shapes, output_positions
 from admm.plan import PruningPlan
 from admm.shapes import shaped_by_magnitude
-from evaluators import EvaluationError, ExportError, Measurement, count_macs
+from evaluators import EvaluationError, Measurement, count_macs
 from evaluators.blocks import ChannelBlock
 from evaluators.layer_times import LayerTime, layer_times
 from evaluators.predictor import LatencyPredictor
+from evaluators.rig import measures_modules
+from evaluators.work import Work, module_work
 from search.alignment import device_block
 from search.atomic import json_text
-from search.bench import WEIGHTS_NAME, Prepared, load_dense, local_measure
+from search.bench import WEIGHTS_NAME, Prepared, load_dense, local_measure, local_modules
 from search.budget import Budget
 from search.commands import is_run
-from search.errors import UserError
 from search.job_file import load_job
 from search.measure_command import progress
-from search.profile import fastest_plan, require_reachable, shapes_onnx
+from search.module_rigs import Modules, of_files
+from search.payload import Payload
+from search.profile import fastest_plan, require_reachable
 from search.profile_view import print_profile
 from search.store import RunStore
 from search.trial import MeasureOn
@@ -59,6 +62,8 @@ class Network:
     name: str
     macs: int
     content: bytes
+    work: bytes | Work | None
+    """What the predictor goes by; None for a module with rewritten layers, whose work its shapes do not tell."""
     measured: Measurement
     fitted: bool
     """Whether the predictor was fitted on it."""
@@ -161,26 +166,26 @@ def _prepared(source: Path, say: Callable[[str], None]) -> Prepared:
 def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings:
     """Everything that is measured; nothing is trained or written."""
     job, task, spec = prepared.job, prepared.task.task, prepared.job.deciding_rig
-    say("exporting the dense network")
-    try:
-        dense = _export(prepared, PruningPlan())
-    except ExportError as error:
-        raise UserError(f"task {task.name!r}: {error}: torch.export must follow its forward") from error
-    measure = local_measure(job, dense)
+    modules = local_modules(job, prepared.task)
+    say("exporting the dense network" if of_files(job) else "making the dense network ready to be measured")
+    measure = local_measure(job, prepared.dense_forms(), modules)
     say("measuring the device's channel block: some seconds, kept for the next time")
     block = device_block(job.deciding_rig)
-    networks = _networks(prepared, dense, measure, say)
+    networks = _networks(prepared, measure, modules, block, say)
     by_name = {network.name: network for network in networks}
     fastest = by_name.get("fastest", networks[0])
     times: tuple[LayerTime, ...] = ()
     if spec.name == _TIMED_ON:
         say("timing the layers")
-        times = layer_times(dense, threads=spec.threads, batch=spec.batch)
+        times = layer_times(networks[0].content, threads=spec.threads, batch=spec.batch)
     budget = Budget.of(job)
     on_budget_rig = None if budget is None else fastest.measured
     if budget is not None and budget.rig != spec.name:
         say(f"measuring the fastest network on {budget.rig}")
-        on_budget_rig = measure(budget.rig, fastest.content)
+        content = fastest.content
+        if measures_modules(budget.rig) or measures_modules(spec.name):
+            content = prepared.shapes(fastest_plan(prepared.profile, job), budget.rig, measure, modules)
+        on_budget_rig = measure(budget.rig, content)
     predictor, why = _fit([n for n in networks if n.fitted], block)
     return Findings(
         task=task.name,
@@ -196,10 +201,6 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
         on_budget_rig=on_budget_rig,
         notes=(*prepared.task.notes, *prepared.profile.notes),
     )
-
-
-def _export(prepared: Prepared, plan: PruningPlan) -> bytes:
-    return shapes_onnx(prepared.model, prepared.profile.groups, plan, prepared.task.example_input, prepared.job.align)
 
 
 def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningPlan]:
@@ -229,19 +230,30 @@ def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningP
     return {name: plans[name] for name in order}
 
 
-def _networks(prepared: Prepared, dense: bytes, measure: MeasureOn, say: Callable[[str], None]) -> list[Network]:
-    """Every plan exported in the form that a trial would ship, and measured against the dense network."""
+def _networks(
+    prepared: Prepared,
+    measure: MeasureOn,
+    modules: Modules | None,
+    block: ChannelBlock,
+    say: Callable[[str], None],
+) -> list[Network]:
+    """Every plan in the form that a trial would ship, measured against the dense network."""
     plans, rig = plans_to_measure(prepared), prepared.job.deciding_rig.name
-    form, networks = prepared.form(measure), []
+    dense, networks, example = prepared.dense_forms().of(rig), [], prepared.task.example_input
     for i, (name, plan) in enumerate(plans.items()):
         say(f"measuring network {i + 1} of {len(plans)}: {name}")
-        content = dense if name == "dense" else form(_export(prepared, plan)).content
+        content = dense if name == "dense" else prepared.shapes(plan, rig, measure, modules)
         small = shaped_by_magnitude(prepared.model, prepared.profile.groups, plan, align=prepared.job.align)
+        work: bytes | Work | None = content
+        if measures_modules(rig):
+            lowered = bool(Payload.from_bytes(content).choices)
+            work = None if lowered else module_work(small, example, block.block, depthwise=block.depthwise)
         networks.append(
             Network(
                 name=name,
-                macs=count_macs(small, prepared.task.example_input),
+                macs=count_macs(small, example),
                 content=content,
+                work=work,
                 measured=measure(rig, content),
                 # int8 files lie on a line of their own, which the dense fp32 file is not on
                 fitted=name != "middle" and (name != "dense" or prepared.job.quantize == "off"),
@@ -254,7 +266,9 @@ def _fit(networks: Sequence[Network], block: ChannelBlock) -> tuple[LatencyPredi
     """The predictor, or why there is none."""
     if len(networks) < 3:
         return None, f"the space has {len(networks)} networks only: too few to fit one on"
-    measured = [(n.content, 1.0 / n.measured.speedup) for n in networks]
+    if any(n.work is None for n in networks):
+        return None, "layers run without their zeros there, and what that saves is not known from shapes"
+    measured = [(n.work, 1.0 / n.measured.speedup) for n in networks if n.work is not None]
     stamp = networks[0].measured.stamp.to_dict()
     try:
         return LatencyPredictor.fit(measured, block=block.block, depthwise=block.depthwise, stamp=stamp), ""
@@ -263,12 +277,14 @@ def _fit(networks: Sequence[Network], block: ChannelBlock) -> tuple[LatencyPredi
 
 
 def _predicted(network: Network, predictor: LatencyPredictor | None) -> Network:
-    if predictor is None:
+    if predictor is None or network.work is None:
         return network
     with suppress(EvaluationError):  # a rewritten file whose shapes cannot be inferred has no prediction
         # dense took this long by the paired speed-up: so the error is one of the ratio, which alone is predicted
         dense_ms = network.measured.latency_ms * network.measured.speedup
-        return replace(network, predicted_ms=predictor.predict(network.content) * dense_ms)
+        known = network.work
+        relative = predictor.predict_work(known) if isinstance(known, Work) else predictor.predict(known)
+        return replace(network, predicted_ms=relative * dense_ms)
     return network
 
 
