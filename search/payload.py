@@ -23,7 +23,8 @@ from evaluators.errors import EvaluationError, one_line
 
 #: A rig takes no larger network: what is asked of it goes through its machine's memory a few times.
 MOST_BYTES = 2**31
-_SCHEMA = "prunefront module 1"
+#: The one entry of the metadata: of several, safetensors does not say the order.
+_ENTRY, _SCHEMA = "prunefront", 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,8 @@ class Payload:
                 f"the weights take {size / 2**30:.3g} GiB and a rig of modules takes {MOST_BYTES / 2**30:g}: "
                 f"measure this network as an ONNX file"
             )
-        said = json.dumps({"kept": self.kept, "choices": dict(self.choices)})
-        return save(dict(self.state), metadata={"schema": _SCHEMA, "module": said})
+        said = json.dumps({"schema": _SCHEMA, "kept": self.kept, "choices": dict(self.choices)})
+        return save(dict(self.state), metadata={_ENTRY: said})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Payload:
@@ -70,10 +71,9 @@ class Payload:
         try:
             # github.com/huggingface/safetensors: eight bytes with the length of the JSON header, then the header.
             length = int.from_bytes(content[:8], "little")
-            said = json.loads(content[8 : 8 + length])["__metadata__"]
-            if said["schema"] != _SCHEMA:
-                raise ValueError(f"it is {str(said['schema'])[:40]!r}, not {_SCHEMA!r}")
-            module = json.loads(said["module"])
+            module = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_ENTRY])
+            if module["schema"] != _SCHEMA:
+                raise ValueError(f"its schema is {str(module['schema'])[:40]}, this version reads {_SCHEMA}")
             return cls(state=load(content), kept=module["kept"], choices=_choices(module["choices"]))
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EvaluationError(f"not a module for a rig: {one_line(error)}") from None
