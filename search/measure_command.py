@@ -140,12 +140,11 @@ def measure_run(
     """
     store = RunStore.open(root)
     job = load_job(store.job_path)
-    spec = _rig_spec(job, rig, threads, batch)
+    spec, baseline = _rig_spec(job, rig, threads, batch), store.read_baseline()
     try:
         measure = folder_measure(store, job, spec)
     except RigUnavailable as error:
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
-    baseline = store.read_baseline()
     results = store.results()
     before = front_results(baseline, results)
     wanted = complete_trials(results) if all_trials else before
