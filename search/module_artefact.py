@@ -17,7 +17,7 @@ from admm.plan import PruningPlan
 from admm.shapes import kept_by_magnitude
 from evaluators import ParityReport, Score
 from evaluators.lowering import Lowered
-from evaluators.module_form import prepared_module
+from evaluators.module_form import prepared_module, require_precision
 from evaluators.module_lowering import rewritten_module
 from evaluators.rig import measures_modules
 from search.artefact import Artefact, ship
@@ -127,6 +127,7 @@ def load_measured(model: nn.Module, folder: Path | str, rig: str | None = None) 
         if name not in forms:
             raise UserError(f"{folder}: rig {name!r} did not measure this module, those that did are {known}")
         choices, precision = dict(forms[name]["lowering"]), str(forms[name]["precision"])
+        require_precision(precision)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / PLAN_FILE} is damaged: its modules: {error}") from None
     lean = rewritten_module(small, choices, precision)

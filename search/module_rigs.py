@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from evaluators import Measurement, ParityReport, Score, evaluate, module_predictor
+from evaluators import Measurement, ParityError, ParityReport, Score, evaluate, module_predictor
 from evaluators.accuracy import Predict
 from evaluators.errors import EvaluationError, RigError, one_line
 from evaluators.lowering import LayerTimes, Lowered
@@ -96,7 +96,9 @@ class LocalModules:
         real, _ = next(iter(task.val_batches()))
         inputs = [random_like(task.example_input, RANDOM), real[:REAL]]
         plain = module_predictor(self._plain(payload))
-        parity = compare(plain, predict, inputs, TOLERANCES[opened.precision], FLOOR).require()
+        parity = compare(plain, predict, inputs, TOLERANCES[opened.precision], FLOOR)
+        if not parity.ok:
+            raise ParityError(replace(parity, reason=f"{rig} in {opened.precision}: {parity.reason}"))
         return Judged(parity=parity, score=evaluate(predict, task.val_batches(), task.task.metric))
 
     def predictor(self, rig: str, payload: Payload) -> Predict:

@@ -16,6 +16,7 @@ from admm.compact import load_pruned
 from admm.plan import PruningPlan
 from evaluators import Measurement, check_parity, evaluate, module_predictor
 from evaluators.accuracy import Predict
+from evaluators.errors import EvaluationError
 from evaluators.kept_columns import KeptColumnsConv2d
 from evaluators.module_form import KEPT_COLUMNS
 from evaluators.torch_rig import TorchCpuRig
@@ -187,7 +188,7 @@ def test_a_module_that_says_something_else_is_no_result(
     monkeypatch.setattr(TorchCpuRig, "predictor", predictor)
     result, _ = run_on(["torch-cpu"], tmp_path)
     assert result.status == "failed"
-    assert (result.reason or "").startswith("parity breach: max abs difference")
+    assert (result.reason or "").startswith("torch-cpu in fp32: parity breach: max abs difference")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,6 +231,7 @@ def test_the_task_is_loaded_when_the_first_module_comes_and_its_network_built_on
         ({}, "say which rig's module to load, those that measured it are none: load_pruned gives"),
         ({"a": {"precision": "fp32", "lowering": {}}, "b": {}}, "those that measured it are a, b"),
         ({"a": {"lowering": {}}}, "is damaged: its modules: 'precision'"),
+        ({"a": {"lowering": {}, "precision": "fp3"}}, "precision must be one of fp32, tf32, fp16, bf16, got 'fp3'"),
         ([], "is damaged: its modules: "),
     ],
 )
@@ -237,7 +239,7 @@ def test_a_folder_that_no_rig_measured_is_one_line(timed: Timed, tmp_path: Path,
     run_on(["torch-cpu"], tmp_path)
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "modules": content}))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, EvaluationError)) as caught:
         load_measured(test_worker._network(), tmp_path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
