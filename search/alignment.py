@@ -6,9 +6,10 @@ from functools import cache
 
 from torch import Tensor, nn
 
-from evaluators.blocks import ChannelBlock, block_of, staircase_module
+from evaluators.blocks import ChannelBlock, block_of
 from evaluators.measurement import Measurement
 from evaluators.rig import LatencyRig, ModuleRig, make_module_rig, make_rig, measures_modules
+from evaluators.staircase import staircase_module
 from search.job import Job, RigSpec
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -24,12 +24,11 @@ from evaluators.blocks import (
     cache_folder,
     find_block,
     measure_block,
-    staircase_module,
-    staircase_onnx,
 )
 from evaluators.errors import RigError
 from evaluators.measurement import DeviceStamp, Measurement
 from evaluators.ort_session import open_session, random_inputs
+from evaluators.staircase import staircase_module, staircase_onnx
 from evaluators.work import module_work, onnx_work
 
 STAMP = DeviceStamp(
@@ -135,7 +134,7 @@ def test_times_that_no_block_explains_are_said_to_be_so() -> None:
 @pytest.mark.parametrize("kind", ["conv3x3", "depthwise"])
 @pytest.mark.parametrize("batch", [1, 8, 100])
 def test_the_networks_are_valid_and_run(kind: str, batch: int) -> None:
-    model = blocks.staircase_onnx(kind, 20, batch=batch)
+    model = staircase_onnx(kind, 20, batch=batch)
     onnx.checker.check_model(onnx.load_model_from_string(model), full_check=True)
     session = open_session(model)
     inputs = random_inputs(session, batch)
@@ -143,7 +142,7 @@ def test_the_networks_are_valid_and_run(kind: str, batch: int) -> None:
     assert output.shape == inputs["input"].shape
     assert np.isfinite(output).all()
     assert output.max() > 0.0
-    assert model == blocks.staircase_onnx(kind, 20, batch=batch)
+    assert model == staircase_onnx(kind, 20, batch=batch)
 
 
 def test_json_round_trip() -> None:
