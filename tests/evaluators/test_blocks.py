@@ -14,7 +14,6 @@ import onnx
 import pytest
 import torch
 
-from evaluators import blocks
 from evaluators.accuracy import OnnxPredictor
 from evaluators.blocks import (
     BLOCKS,
