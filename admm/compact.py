@@ -28,6 +28,8 @@ __all__ = [
     "kept_of_json",
     "load_pruned",
     "mask_removed",
+    "plain_state",
+    "rebuild",
     "save_pruned",
 ]
 
@@ -128,14 +130,17 @@ def save_pruned(
     clash = sorted(set(content) & set(extra or {}))
     if clash:
         raise ValueError(f"extra may not say {clash[0]!r}: plan.json holds it already")
-    # Clones, because tied weights alias and safetensors stores no aliases.
-    state = {
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace_file(folder / WEIGHTS_FILE, safetensors.torch.save(plain_state(model)))
+    _replace_file(folder / PLAN_FILE, json.dumps({**content, **(extra or {})}, indent=1).encode())
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as safetensors takes it: on the host, contiguous, and no tensor an alias of another."""
+    return {
         name: value.detach().clone(memory_format=torch.contiguous_format).cpu()
         for name, value in model.state_dict().items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace_file(folder / WEIGHTS_FILE, safetensors.torch.save(state))
-    _replace_file(folder / PLAN_FILE, json.dumps({**content, **(extra or {})}, indent=1).encode())
 
 
 def load_pruned(model: nn.Module, folder: Path | str) -> nn.Module:
@@ -151,19 +156,28 @@ def load_pruned(model: nn.Module, folder: Path | str) -> nn.Module:
         raise GroupError(f"cannot read the pruned network: {error.strerror}: {error.filename}") from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise GroupError(f"the pruned network in {folder} is damaged: {one_line(error)}") from None
-    small = compact(model, kept)
+    return rebuild(model, kept, state, str(folder))
+
+
+def rebuild(model: nn.Module, kept: Any, state: Mapping[str, Tensor], where: str) -> nn.Module:
+    """The pruned network, in eval mode, from a freshly built *dense* `model`, what is kept of it and its weights.
+
+    `kept` is as JSON gave it and not trusted; `where` it came from is named in errors. Raises `GroupError`, in one
+    line, for weights or indices of another network.
+    """
+    small = compact(model, kept_of_json(kept, model))
     expected = small.state_dict()
     missing, foreign = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or foreign:
         what = f"lack {missing[0]!r}" if missing else f"hold {foreign[0]!r}, which the model has not"
-        raise GroupError(f"the weights in {folder} {what}: build the same dense model as when it was pruned")
+        raise GroupError(f"the weights in {where} {what}: build the same dense model as when it was pruned")
     for name, value in expected.items():
         if value.shape != state[name].shape or value.dtype != state[name].dtype:
             raise GroupError(
-                f"{name!r} in {folder} is {list(state[name].shape)} {state[name].dtype}, the model needs "
+                f"{name!r} in {where} is {list(state[name].shape)} {state[name].dtype}, the model needs "
                 f"{list(value.shape)} {value.dtype}: build the same dense model as when it was pruned"
             )
-    small.load_state_dict(state, strict=True)
+    small.load_state_dict(dict(state), strict=True)
     return small.eval()
 
 

@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from admm.groupmap import GroupMap
+from admm.kept import Kept
 from admm.plan import PruningPlan
 from admm.projector import Masks, Projector
 from admm.shrink import shrink
@@ -17,12 +18,20 @@ def shaped_by_magnitude(model: nn.Module, groups: GroupMap, plan: PruningPlan, *
 
     For latency, not for accuracy: `model` is left alone, and nothing is trained.
     """
+    return kept_by_magnitude(model, groups, plan, align=align)[0]
+
+
+def kept_by_magnitude(
+    model: nn.Module, groups: GroupMap, plan: PruningPlan, *, align: int = 1
+) -> tuple[nn.Module, Kept]:
+    """`shaped_by_magnitude`, and what it keeps of the dense network: with both it can be rebuilt elsewhere."""
     copied = copy.deepcopy(model)
     projector = Projector(copied, groups, plan, align=align)
     masks = masks_by_magnitude(copied, projector)
     if masks is None:
-        return copied
-    return shrink(copied, groups, masks, plan=plan, effective=projector.effective(), align=align).model
+        return copied, {}
+    small = shrink(copied, groups, masks, plan=plan, effective=projector.effective(), align=align)
+    return small.model, small.kept
 
 
 def masks_by_magnitude(model: nn.Module, projector: Projector) -> Masks | None:

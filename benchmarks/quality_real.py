@@ -29,6 +29,7 @@ from search.atomic import json_text, write_atomic
 from search.bench import Prepared, dense_onnx, local_measure, open_bench, prepare_run
 from search.errors import UserError
 from search.job import Job
+from search.module_artefact import DenseForms
 from search.rungs import rung_iterations
 from search.space import Space
 from search.store import RunStore
@@ -103,7 +104,7 @@ class RealLab:
         prepare_run(store, prepared.job, prepared, _Silent())
         self._dense_onnx = dense_onnx(store)
         self._bench = open_bench(store, prepared.job)
-        self._measure = local_measure(prepared.job, self._dense_onnx)
+        self._measure = local_measure(prepared.job, DenseForms(file=self._dense_onnx))
         write_atomic(known, identity)
 
     @property

@@ -34,6 +34,7 @@ from search.forecast import Forecast
 from search.job import Job
 from search.job_file import load_job
 from search.ladder import EXPONENT, ladder
+from search.module_artefact import DenseForms
 from search.sensitivity import Sensitivity
 from search.space import Space
 from search.tasks.dense import train_dense
@@ -124,7 +125,7 @@ def forecast_errors(
     space, fitted = prepared.profile.space, {p.plan.digest() for p in forecast.points}
     fresh = [params for params in plans if space.plan(params).digest() not in fitted]
     dense = export_plan(prepared, PruningPlan())
-    measure = local_measure(prepared.job, dense)
+    measure = local_measure(prepared.job, DenseForms(file=dense))
     files = [export_plan(prepared, space.plan(params)) for params in fresh]
     ratios = [[1.0 / measure("onnxruntime-cpu", file).speedup for file in files] for _ in range(rounds)]
     measured = [median(values) for values in zip(*ratios, strict=True)]

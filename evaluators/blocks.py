@@ -11,7 +11,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from evaluators.errors import RigError
-from evaluators.measurement import DeviceStamp, PairMeasure
+from evaluators.measurement import DeviceStamp, Measurement
+from evaluators.staircase import ENDS, staircase_onnx
 
 #: The blocks that are told apart; kernels of today's processors use no others.
 BLOCKS: tuple[int, ...] = (1, 4, 8, 16, 32)
@@ -35,8 +34,6 @@ EVEN_WIDTHS: tuple[int, ...] = (20, 24, 28, 36, 40, 44, 48, 56, 80)
 #: Measured only where no block above four is found. Elsewhere they would mislead: off every layout the kernels are
 #: others, and as a rule slower ones.
 ODD_WIDTHS: tuple[int, ...] = (17, 18, 21, 33)
-#: Channels on either side of the measured width.
-_ENDS: Mapping[str, int] = {"conv3x3": 128, "depthwise": 32}
 #: Where the wide end takes no more than this longer than the narrow end, the width is said to be free.
 _FLAT = 0.12
 #: A smaller block is preferred unless it explains the times worse by this factor ...
@@ -91,23 +88,29 @@ class ChannelBlock:
             raise ValueError(f"not a channel block: {error}") from None
 
 
-def measure_block(measure: PairMeasure, *, batch: int = 1) -> ChannelBlock:
+def measure_block(
+    measure: Callable[[Any, Any], Measurement], *, batch: int = 1, network: Callable[..., Any] | None = None
+) -> ChannelBlock:
     """Measure the staircase, some 20 pairs of small networks whose batch is free, and find the blocks in it.
+
+    `network(kind, width, batch=)` makes what `measure` takes: `staircase_onnx`, or `staircase_module` for a rig of
+    modules.
 
     `batch` is what `measure` runs them at: it makes the images smaller, and goes into the stamp. Where noise leaves
     two blocks about as likely the widths are measured again. Raises `RigError` if the measurements come from more
     than one device.
     """
+    make = network or staircase_onnx
     stamps: list[dict[str, Any]] = []
     fits: dict[str, StaircaseFit] = {}
     points: dict[str, dict[int, float]] = {}
-    for kind in _ENDS:
-        reference = staircase_onnx(kind, REFERENCE, batch=batch)
+    for kind in ENDS:
+        reference = make(kind, REFERENCE, batch=batch)
         logs: dict[int, list[float]] = {REFERENCE: [0.0]}
         widths = EVEN_WIDTHS
         for _ in range(2 * _ROUNDS):
             for width in widths:
-                measured = measure(staircase_onnx(kind, width, batch=batch), reference)
+                measured = measure(make(kind, width, batch=batch), reference)
                 logs.setdefault(width, []).append(-math.log(measured.speedup))
                 stamps.append(block_key(measured.stamp, batch))
             points[kind] = {width: math.exp(float(np.mean(values))) for width, values in sorted(logs.items())}
@@ -203,40 +206,6 @@ def nonnegative_fit(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return best
 
 
-def staircase_onnx(kind: str, width: int, *, batch: int = 1) -> bytes:
-    """A small network with `width` channels in the middle; input and output [batch, ends, side, side].
-
-    `conv3x3`: two 3x3 convolutions; `depthwise`: 1x1, 3x3 depthwise, 1x1. ReLU behind each, seeded weights, free batch.
-    """
-    rng = np.random.default_rng(width)
-    ends = _ENDS[kind]
-    # Large batches get small images, so that a call stays around a millisecond.
-    side = max(4, round((14 if kind == "conv3x3" else 28) / math.sqrt(min(batch, 16))))
-    layers = {
-        "conv3x3": [(width, ends, 3, 1), (ends, width, 3, 1)],
-        "depthwise": [(width, ends, 1, 1), (width, width, 3, width), (ends, width, 1, 1)],
-    }[kind]
-    nodes, weights, source = [], [], "input"
-    for i, (filters, channels, kernel, groups) in enumerate(layers):
-        shape = (filters, channels // groups, kernel, kernel)
-        values = rng.standard_normal(shape) * math.sqrt(2.0 / math.prod(shape[1:]))
-        weights.append(numpy_helper.from_array(values.astype(np.float32), f"weight{i}"))
-        weights.append(numpy_helper.from_array(np.zeros(filters, np.float32), f"bias{i}"))
-        target = "output" if i == len(layers) - 1 else f"relu{i}"
-        conv: dict[str, Any] = {"kernel_shape": [kernel, kernel], "pads": [kernel // 2] * 4, "group": groups}
-        nodes.append(helper.make_node("Conv", [source, f"weight{i}", f"bias{i}"], [f"conv{i}"], **conv))
-        nodes.append(helper.make_node("Relu", [f"conv{i}"], [target]))
-        source = target
-    ports = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", ends, side, side])
-        for name in ("input", "output")
-    ]
-    graph = helper.make_graph(nodes, "staircase", ports[:1], ports[1:], weights)
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
 def block_key(stamp: DeviceStamp, batch: int) -> dict[str, Any]:
     """What a block depends on: not the kernel of the system, and the batch only by its power of two, 64 at most."""
     batch_class = min(2 ** (batch.bit_length() - 1), 64)
@@ -245,13 +214,18 @@ def block_key(stamp: DeviceStamp, batch: int) -> dict[str, Any]:
 
 
 def block_of(
-    stamp: DeviceStamp, measure: PairMeasure, *, batch: int | None = None, cache: Path | None = None
+    stamp: DeviceStamp,
+    measure: Callable[[Any, Any], Measurement],
+    *,
+    batch: int | None = None,
+    cache: Path | None = None,
+    network: Callable[..., Any] | None = None,
 ) -> ChannelBlock:
     """The block of a device, from the cache or by `measure_block`; `batch` is the stamp's unless given.
 
-    `cache` is a folder, `cache_folder()` unless given. A damaged file is measured anew and replaced; a folder that
-    cannot be written costs a measurement each time and is no error. Raises `RigError` if `measure` runs elsewhere
-    than the stamp says.
+    `network` is what `measure_block` takes; `cache` is a folder, `cache_folder()` unless given. A damaged file is
+    measured anew and replaced; a folder that cannot be written costs a measurement each time and is no error. Raises
+    `RigError` if `measure` runs elsewhere than the stamp says.
     """
     batch = stamp.batch if batch is None else batch
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -262,7 +236,7 @@ def block_of(
     path = None if folder is None else folder / f"block-{name}.json"
     if path is not None and (known := _read(path)) is not None and known.stamp == key:
         return known
-    found = measure_block(measure, batch=batch)
+    found = measure_block(measure, batch=batch, network=network)
     if found.stamp != key:
         raise RigError(f"the block was asked of {key} and measured on {found.stamp}: measure on the stamp's own rig")
     if path is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,26 +13,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluators import kept_columns_triton
+from evaluators.accuracy import Predict
 from evaluators.clock import WallClock
 from evaluators.cuda_clock import cuda_clock, l2_bytes
 from evaluators.device import gpu_capability, gpu_label
 from evaluators.errors import RigError, RigUnavailable, one_line
 from evaluators.measurement import DeviceStamp, Measurement
+from evaluators.modes import module_output
+from evaluators.module_form import (
+    KEPT_COLUMNS,
+    PRECISIONS,
+    TWO_OF_FOUR,
+    prepared_input,
+    prepared_module,
+    refuse_onnx,
+    require_precision,
+)
 from evaluators.semi_structured import holds_semi_structured
 from evaluators.timing import PairedTiming, TimingSettings, time_pair
 
-#: What a model computes in -> (its type, how float32 products are rounded).
-PRECISIONS: dict[str, tuple[torch.dtype, str]] = {
-    "fp32": (torch.float32, "ieee"),
-    "tf32": (torch.float32, "tf32"),
-    "fp16": (torch.float16, "ieee"),
-    "bf16": (torch.bfloat16, "ieee"),
-}
 _WARMUPS = 3
 
 
 class CudaRig:
-    """Device time of torch modules; implements `evaluators.rig.LatencyRig`, which gives ONNX files to other rigs.
+    """Device time of torch modules; implements `evaluators.rig.ModuleRig`; ONNX files are for other rigs.
 
     A module is copied to the device in the asked precision and memory layout, warmed up on a side stream, and
     captured as one CUDA graph of `buffers` inferences, each of which reads memory of its own: launches cost the host
@@ -96,10 +100,7 @@ class CudaRig:
         *,
         batch: int = 1,
     ) -> Measurement:
-        raise RigError(
-            "rig 'cuda' measures torch modules, which measure_modules takes: give those, "
-            "or measure the ONNX file on onnxruntime-cuda"
-        )
+        refuse_onnx(self.name, "onnxruntime-cuda")
 
     def measure_modules(
         self, candidate: nn.Module, reference: nn.Module, example_input: Tensor, *, batch: int = 1
@@ -124,6 +125,25 @@ class CudaRig:
         except Exception as error:
             raise RigError(f"the module cannot be measured on CUDA: {one_line(error)}") from error
         return timing.measurement(self.stamp(batch))
+
+    @property
+    def rewrites(self) -> tuple[str, ...]:
+        """Ways of running a layer without its zeros that this device has (`evaluators.module_lowering`)."""
+        columns = () if kept_columns_triton.triton is None else (KEPT_COLUMNS,)
+        sparse = self.precision in ("fp16", "bf16") and torch.cuda.get_device_capability() >= (8, 0)
+        return (*columns, *((TWO_OF_FOUR,) if sparse else ()))
+
+    def predictor(self, module: nn.Module) -> Predict:
+        """Outputs [batch, ...] on the host, in float32, of the module as it is measured."""
+        ready = on_cuda(prepared_module(module, self.precision, self.channels_last))
+
+        def predict(batch: Tensor) -> Tensor:
+            inputs = prepared_input(batch, len(batch), self.precision, self.channels_last)
+            with torch.inference_mode(), arithmetic(self.precision):
+                output = module_output(ready, inputs.to("cuda"))
+            return output.float() if output.is_floating_point() else output
+
+        return predict
 
     def _timed(
         self, candidate: Callable[[], object], reference: Callable[[], object], clock: WallClock
@@ -176,51 +196,9 @@ def require_cuda(who: str) -> None:
         raise RigUnavailable(f"{who} needs a CUDA device, and this torch {torch.__version__} {why}")
 
 
-def require_precision(precision: str) -> str:
-    """`precision` if it is one of `PRECISIONS`; raises `RigUnavailable`."""
-    if precision not in PRECISIONS:
-        raise RigUnavailable(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    return precision
-
-
-def prepared_module(module: nn.Module, precision: str, channels_last: bool) -> nn.Module:
-    """A copy of `module` in eval mode, of the precision's type and in the asked memory layout.
-
-    One with 2:4 weights, which can be neither copied nor converted, is taken as it is.
-    """
-    if holds_semi_structured(module):
-        if module.training:
-            raise RigError("a module with 2:4 weights is measured as it is: put it in eval mode first")
-        return module
-    try:
-        copied = copy.deepcopy(module).eval().requires_grad_(False)
-    except Exception as error:
-        raise RigError(f"the module cannot be copied: {one_line(error)}") from error
-    copied = copied.to(PRECISIONS[precision][0])
-    if channels_last:
-        for value in copied.parameters():
-            if value.ndim == 4:
-                value.data = value.data.contiguous(memory_format=torch.channels_last)
-    return copied
-
-
 def on_cuda(module: nn.Module) -> nn.Module:
     """`module` on the device; one with 2:4 weights is there already, and some torch versions cannot move it."""
     return module if holds_semi_structured(module) else module.to("cuda")
-
-
-def prepared_input(example: Tensor, batch: int, precision: str, channels_last: bool) -> Tensor:
-    """`batch` samples [batch, ...] of the precision's type, in memory of their own and the asked layout."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise RigError(f"batch must be an integer >= 1, got {batch!r}")
-    if not isinstance(example, Tensor) or example.ndim < 1:
-        raise RigError(f"example_input must be a tensor [samples, ...], got {type(example).__name__}")
-    if len(example) not in (1, batch):
-        raise RigError(f"example_input holds {len(example)} samples where batch is {batch}: give one sample or {batch}")
-    dtype = PRECISIONS[precision][0] if example.is_floating_point() else example.dtype
-    whole = example.detach().expand(batch, *example.shape[1:]) if len(example) == 1 else example.detach()
-    layout = torch.channels_last if channels_last and example.ndim == 4 else torch.contiguous_format
-    return whole.to(dtype).clone(memory_format=layout)
 
 
 def per_inference(timing: PairedTiming, inferences: int) -> PairedTiming:

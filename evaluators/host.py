@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from evaluators.errors import RigUnavailable
+
 _CPUINFO = Path("/proc/cpuinfo")
 #: Highest clock of the first core, in kHz; a virtual machine has no such file.
 _HIGHEST_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
@@ -50,6 +52,14 @@ def allowed_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def require_threads(threads: int) -> int:
+    """`threads` if this process has as many cores; raises `RigUnavailable`."""
+    cores = len(allowed_cores())
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= cores:
+        raise RigUnavailable(f"threads must lie in 1..{cores}, the cores this process may use, got {threads!r}")
+    return threads
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Shape sparsity removes columns V[:, c, i, j] of a weight [filters, channels, kh, kw]. What is left is a GEMM of
 [filters, r] with the r kept columns of the unfolded input, which no dense convolution can express. On the CPU the
-columns are gathered (a reference, no gain); on CUDA a Triton kernel reads them where they lie.
+columns are gathered, which pays against an eager convolution of PyTorch where most are gone; on CUDA a Triton kernel
+reads them where they lie.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class KeptColumnsConv2d(nn.Module):
         )
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same by gathering the kept columns [n, r, oh, ow] and one matrix product: any device, no gain."""
+        """The same by gathering the kept columns [n, r, oh, ow] and one matrix product: any device."""
         top, bottom, left, right = self.padding
         x = functional.pad(x, (left, right, top, bottom)).contiguous()
         n, channels, height, width = x.shape

@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 
 from evaluators.clock import WallClock, host_clock
-from evaluators.errors import RigError, RigUnavailable, one_line
-from evaluators.host import allowed_cores, cpu_isa, cpu_model, pinned_to_one_core
+from evaluators.errors import RigError, one_line
+from evaluators.host import cpu_isa, cpu_model, pinned_to_one_core, require_threads
 from evaluators.measurement import DeviceStamp, Measurement
 from evaluators.ort_session import PROVIDER, checked_inputs, open_session, random_inputs
 from evaluators.timing import TimingSettings, time_pair
@@ -109,14 +109,6 @@ class OrtCpuRig(OrtRig):
     @property
     def _pinned(self) -> bool:
         return self.threads == 1
-
-
-def require_threads(threads: int) -> int:
-    """`threads` if this process has as many cores; raises `RigUnavailable`."""
-    cores = len(allowed_cores())
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= cores:
-        raise RigUnavailable(f"threads must lie in 1..{cores}, the cores this process may use, got {threads!r}")
-    return threads
 
 
 def _require_same_inputs(candidate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:

@@ -13,9 +13,9 @@ import onnxruntime as ort
 from evaluators.clock import WallClock
 from evaluators.device import gpu_capability, gpu_label
 from evaluators.errors import RigError, RigUnavailable, one_line
-from evaluators.host import cpu_isa, cpu_model
+from evaluators.host import cpu_isa, cpu_model, require_threads
 from evaluators.measurement import DeviceStamp
-from evaluators.ort_rig import OrtRig, require_threads
+from evaluators.ort_rig import OrtRig
 from evaluators.timing import TimingSettings
 
 CPU = "CPUExecutionProvider"

@@ -1,4 +1,4 @@
-"""The rig protocol, and the table of rigs by name: a new device is one `*_rig.py` and one line here."""
+"""The rig protocols, and the table of rigs by name: a new device is one `*_rig.py` and one line here."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from evaluators.errors import RigError, RigUnavailable
 from evaluators.measurement import DeviceStamp, Measurement
 
-__all__ = ["LatencyRig", "RigError", "RigUnavailable", "make_rig", "rig_names"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from evaluators.accuracy import Predict
+
+__all__ = [
+    "LatencyRig",
+    "ModuleRig",
+    "RigError",
+    "RigUnavailable",
+    "make_module_rig",
+    "make_rig",
+    "measures_modules",
+    "rig_names",
+]
 
 #: name -> module:class, imported only when asked for, so that a missing runtime hurts nobody else.
-_RIGS: dict[str, str] = {"onnxruntime-cpu": "evaluators.ort_rig:OrtCpuRig", "cuda": "evaluators.cuda_rig:CudaRig"}
+_MODULE_RIGS: dict[str, str] = {
+    "cuda": "evaluators.cuda_rig:CudaRig",
+    "torch-cpu": "evaluators.torch_rig:TorchCpuRig",
+}
+_RIGS: dict[str, str] = {"onnxruntime-cpu": "evaluators.ort_rig:OrtCpuRig", **_MODULE_RIGS}
 #: Any provider of ONNX Runtime makes a rig of this prefix; the names here are those that `rig_names` tells of.
 _PROVIDER_RIG = "evaluators.provider_rig:ProviderRig"
 _PREFIX = "onnxruntime-"
@@ -53,6 +71,60 @@ class LatencyRig(Protocol):
         ...
 
 
+@runtime_checkable
+class ModuleRig(Protocol):
+    """Measures PyTorch modules on one device, each a copy in the rig's precision and in evaluation mode.
+
+    What a Triton kernel or a sparse tensor does cannot be said in ONNX: such a form of a network is a module.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name under which `make_module_rig` finds it."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, one of `evaluators.module_form.PRECISIONS`."""
+        ...
+
+    @property
+    def rewrites(self) -> tuple[str, ...]:
+        """The ways of running a layer without its zeros that may be tried on it (`evaluators.module_lowering`)."""
+        ...
+
+    def stamp(self, batch: int) -> DeviceStamp:
+        """Where, with what and on which clock a measurement with this batch is taken."""
+        ...
+
+    def measure_modules(
+        self, candidate: nn.Module, reference: nn.Module, example_input: Tensor, *, batch: int = 1
+    ) -> Measurement:
+        """Latency of `candidate` and its paired speed-up over `reference`; neither is changed.
+
+        `example_input` holds one sample, which is repeated, or `batch` of them. The same module twice is an A/A
+        control. Raises `RigError` for a module that cannot be copied or run, or an input that does not fit.
+        """
+        ...
+
+    def predictor(self, module: nn.Module) -> Predict:
+        """Outputs in float32 on the host, for float32 batches, of the module as it is measured."""
+        ...
+
+
+def measures_modules(name: str) -> bool:
+    """Whether the rig of this name measures PyTorch modules; all others take ONNX files."""
+    return name in _MODULE_RIGS
+
+
+def make_module_rig(name: str, *, threads: int = 1, precision: str | None = None) -> ModuleRig:
+    """The rig of modules called `name`; `RigUnavailable` if there is none, or if this machine cannot run it."""
+    if not measures_modules(name):
+        raise RigUnavailable(f"rig {name!r} measures no modules: use one of {', '.join(_MODULE_RIGS)}")
+    made: object = make_rig(name, threads=threads, precision=precision)
+    return cast(ModuleRig, made)
+
+
 def rig_names() -> tuple[str, ...]:
     """The rigs this version knows; whether this machine can run one, `make_rig` says."""
     return tuple(_RIGS)
@@ -62,7 +134,8 @@ def make_rig(name: str, *, threads: int = 1, precision: str | None = None) -> La
     """The rig called `name`; `RigUnavailable` if there is none, or if this machine cannot run it.
 
     `onnxruntime-<provider>` makes a rig of any provider that ONNX Runtime knows. `precision` is what a rig computes
-    float32 in (`fp32`, `tf32`) or turns a module into (`fp16`, `bf16`); `None` is the rig's own.
+    float32 in (`fp32`, `tf32`) or turns a module into (`fp16`, `bf16`); `None` is the rig's own. A rig of modules
+    refuses every ONNX file in one line: `make_module_rig` gives it with its own protocol.
     """
     known = _RIGS.get(name) or _provider_rig(name)
     if known is None:

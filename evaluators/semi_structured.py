@@ -21,19 +21,23 @@ def obeys_two_of_four(weight: Tensor) -> bool:
     return bool((weight.reshape(-1, 4) != 0).sum(1).le(2).all())
 
 
-def to_semi_structured(model: nn.Module, *, dtype: torch.dtype = torch.float16) -> tuple[nn.Module, tuple[str, ...]]:
+def to_semi_structured(
+    model: nn.Module, *, dtype: torch.dtype = torch.float16, only: tuple[str, ...] | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
     """A copy of `model` on CUDA in `dtype` and eval mode, with its 2:4 linear layers converted, and their names.
 
-    Layers that do not obey 2:4 stay dense, and so does one whose sizes the kernels cannot take. Raises
-    `RigUnavailable` without a CUDA device that has sparse tensor cores, `RigError` if no layer can be converted.
+    `only` names the layers to convert; None takes all that obey. Layers that do not obey 2:4 stay dense, and so does
+    one whose sizes the kernels cannot take. Raises `RigUnavailable` without a CUDA device that has sparse tensor cores,
+    `RigError` if no layer can be converted.
     """
     if dtype not in _TYPES:
         raise RigError(f"2:4 runs in float16 or bfloat16, got {dtype}")
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    fitting = [name for name, layer in linear.items() if obeys_two_of_four(layer.weight)]
+    wanted = [name for name in linear if only is None or name in only]
+    fitting = [name for name in wanted if obeys_two_of_four(linear[name].weight)]
     if not fitting:
         raise RigError(
-            f"none of the {len(linear)} linear layers has two zeros in every four weights of a row: prune it"
+            f"none of the {len(wanted)} linear layers has two zeros in every four weights of a row: prune it"
         )
     if not torch.cuda.is_available():
         raise RigUnavailable(

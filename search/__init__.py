@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from search.export import export_trial
     from search.job import Job
     from search.job_file import load_job
+    from search.module_artefact import load_measured
     from search.result import Baseline, TrialResult
     from search.store import RunStore
     from search.tasks.base import DenseRecipe, Task
@@ -32,6 +33,7 @@ _HOME = {
     "evaluate_plan": "search.worker",
     "export_trial": "search.export",
     "load_job": "search.job_file",
+    "load_measured": "search.module_artefact",
     "run_search": "search.driver",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate_plan",
     "export_trial",
     "load_job",
+    "load_measured",
     "run_search",
 ]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-from torch import nn
+from torch import Tensor, nn
 
 from evaluators.blocks import ChannelBlock, block_of
 from evaluators.measurement import Measurement
-from evaluators.rig import LatencyRig, make_rig
+from evaluators.rig import LatencyRig, ModuleRig, make_module_rig, make_rig, measures_modules
+from evaluators.staircase import staircase_module
 from search.job import Job, RigSpec
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -17,12 +18,28 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @cache
 def device_block(spec: RigSpec) -> ChannelBlock:
     """The block of a rig's device: from this user's cache, or measured in some seconds; once a process."""
+    if measures_modules(spec.name):
+        return _block_of_modules(spec)
     rig = open_rig(spec)
 
     def measure(candidate: bytes, reference: bytes) -> Measurement:
         return rig.measure(candidate, reference, batch=spec.batch)
 
     return block_of(rig.stamp(spec.batch), measure, batch=spec.batch)
+
+
+def _block_of_modules(spec: RigSpec) -> ChannelBlock:
+    rig = open_module_rig(spec)
+
+    def measure(candidate: tuple[nn.Module, Tensor], reference: tuple[nn.Module, Tensor]) -> Measurement:
+        return rig.measure_modules(candidate[0], reference[0], candidate[1], batch=spec.batch)
+
+    return block_of(rig.stamp(spec.batch), measure, batch=spec.batch, network=staircase_module)
+
+
+def open_module_rig(spec: RigSpec) -> ModuleRig:
+    """The rig of modules of a job. Raises `RigUnavailable` where this machine lacks it."""
+    return make_module_rig(spec.name, threads=spec.threads, precision=spec.precision)
 
 
 def open_rig(spec: RigSpec) -> LatencyRig:

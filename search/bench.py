@@ -27,13 +27,16 @@ from evaluators import (
 from evaluators.errors import EvaluationError
 from evaluators.lowering import LayerTimes
 from evaluators.modes import evaluating, module_output
+from evaluators.rig import measures_modules
 from search.alignment import aligned, device_block, open_rig
-from search.artefact import ship
 from search.atomic import json_text, parse_json
 from search.budget import Budget
 from search.errors import UserError
 from search.job import Job
 from search.job_file import load_job
+from search.module_artefact import DenseForms, shapes_module, ship_forms
+from search.module_rigs import LocalModules, Modules, of_files, of_modules
+from search.payload import Payload, dense_payload
 from search.precision import Precision
 from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
 from search.result import Baseline
@@ -50,10 +53,6 @@ WEIGHTS_NAME = "weights.safetensors"
 DATA_NAME = "data.json"
 
 
-#: Rigs that measure no ONNX file.
-OF_MODULES = ("cuda",)
-
-
 class Reporter(Protocol):
     """Where preparation says what it does."""
 
@@ -64,15 +63,29 @@ class Reporter(Protocol):
         """One epoch of training the dense network is over."""
 
 
-def local_measure(job: Job, dense_onnx: bytes) -> MeasureOn:
-    """Measure in this process; the rigs are opened once. Raises `RigUnavailable` for a rig this machine lacks."""
-    rigs = {spec.name: (open_rig(spec), spec.batch) for spec in job.rigs}
+def local_measure(job: Job, dense: DenseForms, modules: Modules | None = None) -> MeasureOn:
+    """Measure in this process; the rigs are opened once. Raises `RigUnavailable` for a rig this machine lacks.
+
+    `modules` answers for the rigs that measure modules: None where the job has none.
+    """
+    rigs = {spec.name: (open_rig(spec), spec.batch) for spec in of_files(job)}
 
     def measure(rig: str, candidate: bytes, reference: bytes | None = None) -> Measurement:
+        other = dense.of(rig) if reference is None else reference
+        if rig not in rigs:
+            assert modules is not None
+            return modules.measure(rig, candidate, other)
         opened, batch = rigs[rig]
-        return opened.measure(candidate, dense_onnx if reference is None else reference, batch=batch)
+        return opened.measure(candidate, other, batch=batch)
 
     return measure
+
+
+def local_modules(job: Job, task: PreparedTask | None = None) -> LocalModules | None:
+    """Who answers here for the job's rigs of modules, None where it has none; its task is loaded unless given."""
+    if not of_modules(job):
+        return None
+    return LocalModules(job.rigs, lambda: prepare_task(job)[0] if task is None else task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +101,12 @@ class Prepared:
     @classmethod
     def of(cls, job: Job) -> Prepared:
         """Check the job, its data and its network. Raises `UserError`, one line."""
+        decides = job.deciding_rig.name
+        if job.quantize == "int8" and measures_modules(decides):
+            raise job.error(
+                "quantize", f"int8 is a form of ONNX files, and rig {decides!r} measures modules: leave it out"
+            )
         for i, spec in enumerate(job.rigs):
-            if spec.name in OF_MODULES:
-                raise job.error(
-                    f"rigs.{i}",
-                    f"rig {spec.name!r} measures PyTorch modules, and a job ships ONNX files: use onnxruntime-cuda",
-                )
             try:
                 open_rig(spec)
             except RigUnavailable as error:
@@ -129,23 +142,56 @@ class Prepared:
 
         A latency is one of shapes: nothing needs to be trained to know it. Raises `UserError`, `BudgetUnreachable`.
         """
-        job, groups = self.job, self.profile.groups
-        example, align = self.task.example_input, job.align
-        try:
-            dense = shapes_onnx(self.model, groups, PruningPlan(), example, align)
-        except ExportError as error:
-            raise UserError(f"task {self.task.task.name!r}: {error}: torch.export must follow its forward") from error
-        budget, measure = Budget.of(job), local_measure(job, dense)
-        # of a job that searches precisions the last is the fastest
-        form = self.form(measure, job.precisions[-1])
-        if "int8" in job.precisions:
+        job, name = self.job, self.task.task.name
+        dense, modules = self.dense_forms(), local_modules(self.job, self.task)
+        budget, measure = Budget.of(job), local_measure(job, dense, modules)
+        if "int8" in job.precisions and dense.file is not None:
             try:
-                form(dense)
+                self.form(measure, "int8")(dense.file)
             except EvaluationError as error:
-                raise job.error("quantize", f"task {self.task.task.name!r}: {error}: leave it out") from error
+                raise job.error("quantize", f"task {name!r}: {error}: leave it out") from error
+        for i, spec in enumerate(job.rigs):
+            if measures_modules(spec.name):
+                try:
+                    measure(spec.name, dense.of(spec.name))
+                except EvaluationError as error:
+                    raise job.error(f"rigs.{i}", f"task {name!r}: {error}") from error
         if budget is not None:
-            smallest = shapes_onnx(self.model, groups, fastest_plan(self.profile, job), example, align)
-            require_reachable(budget, measure(budget.rig, form(smallest).content), job)
+            # of a job that searches precisions the last is the fastest
+            fastest, last = fastest_plan(self.profile, job), job.precisions[-1]
+            smallest = self.shapes(fastest, budget.rig, measure, modules, precision=last)
+            require_reachable(budget, measure(budget.rig, smallest), job)
+
+    def dense_forms(self) -> DenseForms:
+        """The dense network as each kind of the job's rigs takes it. Raises `UserError` for one that has no export."""
+        job, file, module = self.job, None, None
+        if of_files(job):
+            try:
+                file = shapes_onnx(self.model, self.profile.groups, PruningPlan(), self.task.example_input, job.align)
+            except ExportError as error:
+                raise UserError(
+                    f"task {self.task.task.name!r}: {error}: torch.export must follow its forward"
+                ) from error
+        if of_modules(job):
+            module = Payload.of(self.model, {}).to_bytes()
+        return DenseForms(file=file, module=module)
+
+    def shapes(
+        self,
+        plan: PruningPlan,
+        rig: str,
+        measure: MeasureOn,
+        modules: Modules | None,
+        *,
+        precision: Precision | None = None,
+    ) -> bytes:
+        """The network of a plan's shapes as a trial of it would ship it for this rig; an ONNX file in the job's first
+        precision unless one is named."""
+        groups, job = self.profile.groups, self.job
+        if modules is not None and measures_modules(rig):
+            return shapes_module(job, rig, self.model, groups, plan, modules)
+        file = shapes_onnx(self.model, groups, plan, self.task.example_input, job.align)
+        return self.form(measure, precision)(file).content
 
 
 def require_compute(job: Job) -> None:
@@ -264,6 +310,15 @@ def load_dense(path: Path, model: nn.Module) -> None:
         raise UserError(f"{path} does not fit the task's network ({line}): has the task changed since?") from None
 
 
+def dense_forms(store: RunStore, job: Job) -> DenseForms:
+    """The run's dense network as its rigs take it. Raises `UserError` where a file is gone."""
+    try:
+        module = dense_payload(store.baseline_dir / WEIGHTS_NAME) if of_modules(job) else None
+    except EvaluationError as error:
+        raise UserError(f"{error}: put it back from a copy") from None
+    return DenseForms(file=dense_onnx(store) if of_files(job) else None, module=module)
+
+
 def dense_onnx(store: RunStore) -> bytes:
     """The run's dense file. Raises `UserError` where it is gone."""
     path = store.baseline_dir / MODEL_NAME
@@ -275,16 +330,18 @@ def dense_onnx(store: RunStore) -> bytes:
 
 def _baseline(store: RunStore, job: Job, task: PreparedTask, model: nn.Module) -> Baseline:
     """Export, check, score and measure the dense network; it is measured against itself."""
+    modules = local_modules(job, task)
     try:
-        shipped = ship(model, task, store.baseline_dir / MODEL_NAME)
+        forms = ship_forms(job, task, model, {}, store.baseline_dir / MODEL_NAME, modules)
     except (UserError, PruneError, EvaluationError):
         raise
     except Exception as error:  # the user's network, metric and data are called in there
         raise UserError(
             f"task {task.task.name!r}: scoring the dense network: {type(error).__name__}: {error}"
         ) from error
-    measure = local_measure(job, shipped.content)
-    measured = {rig.name: measure(rig.name, shipped.content) for rig in job.rigs}
+    measure = local_measure(job, dense_forms(store, job), modules)
+    measured = {rig.name: measure(rig.name, forms[rig.name].content) for rig in job.rigs}
+    shipped = forms[job.deciding_rig.name]
     recipe = task.task.dense
     return Baseline(
         accuracy=shipped.score.value,
@@ -299,19 +356,25 @@ def _baseline(store: RunStore, job: Job, task: PreparedTask, model: nn.Module) -
 
 
 def open_bench(
-    store: RunStore, job: Job | None = None, measure: MeasureOn | None = None, device: torch.device | None = None
+    store: RunStore,
+    job: Job | None = None,
+    measure: MeasureOn | None = None,
+    device: torch.device | None = None,
+    modules: Modules | None = None,
 ) -> Bench:
     """The bench of a prepared run, as a worker opens it: everything is read, nothing is trained or written."""
     job = job or load_job(store.job_path)
     task, model = prepare_task(job)
     require_same_data(store, task)
     load_dense(store.baseline_dir / WEIGHTS_NAME, model)
+    modules = modules or local_modules(job, task)
     return Bench(
         job=job,
         task=task,
         dense=model.eval(),
         profile=Profile.from_dict(store.read_profile()),
         baseline=store.read_baseline(),
-        measure=measure or local_measure(job, dense_onnx(store)),
+        measure=measure or local_measure(job, dense_forms(store, job), modules),
+        modules=modules,
         device=device or torch.device("cpu"),
     )

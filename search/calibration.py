@@ -16,8 +16,12 @@ from admm.shapes import shaped_by_magnitude
 from evaluators import EvaluationError, Measurement, count_macs
 from evaluators.blocks import ChannelBlock
 from evaluators.predictor import LatencyPredictor
-from evaluators.work import Work
+from evaluators.rig import measures_modules
+from evaluators.work import Work, module_work
 from search.bench import Prepared
+from search.module_artefact import DenseForms
+from search.module_rigs import Modules
+from search.payload import Payload
 from search.profile import fastest_plan, shapes_onnx
 from search.trial import MeasureOn
 
@@ -33,6 +37,8 @@ class Network:
     plan: PruningPlan
     macs: int
     content: bytes
+    work: bytes | Work | None
+    """What a predictor goes by; None for a module with rewritten layers, whose work its shapes do not tell."""
     measured: Measurement
     fitted: bool
     """Whether the predictor of a profile is fitted on it."""
@@ -78,33 +84,48 @@ def export_plan(prepared: Prepared, plan: PruningPlan) -> bytes:
 
 def measured_networks(
     prepared: Prepared,
-    dense: bytes,
+    dense: DenseForms,
     measure: MeasureOn,
     say: Callable[[str], None],
     *,
+    block: ChannelBlock,
+    modules: Modules | None = None,
     known: Collection[str] = (),
 ) -> Iterator[Network]:
-    """Each of `plans_to_measure` in the form that a trial would ship, measured against the dense file, one by one.
+    """Each of `plans_to_measure` in the form that a trial would ship, measured against the dense network, one by one.
 
     Those named in `known` are left out. Raises `EvaluationError` where one cannot be exported, written or measured.
     """
     plans, rig = plans_to_measure(prepared), prepared.job.deciding_rig.name
-    form = prepared.form(measure)
+    example = prepared.task.example_input
     for i, (name, plan) in enumerate(plans.items()):
         if name in known:
             continue
         say(f"measuring network {i + 1} of {len(plans)}: {name}")
-        content = dense if name == "dense" else form(export_plan(prepared, plan)).content
+        content = dense.of(rig) if name == "dense" else prepared.shapes(plan, rig, measure, modules)
         small = shaped_by_magnitude(prepared.model, prepared.profile.groups, plan, align=prepared.job.align)
+        work: bytes | Work | None = content
+        if measures_modules(rig):
+            lowered = bool(Payload.from_bytes(content).choices)
+            work = None if lowered else module_work(small, example, block.block, depthwise=block.depthwise)
         yield Network(
             name=name,
             plan=plan,
-            macs=count_macs(small, prepared.task.example_input),
+            macs=count_macs(small, example),
             content=content,
+            work=work,
             measured=measure(rig, content),
             # int8 files lie on a line of their own, which the dense fp32 file is not on
             fitted=name != "middle" and (name != "dense" or prepared.job.precisions[0] == "fp32"),
         )
+
+
+def fit_networks(networks: Sequence[Network], block: ChannelBlock) -> tuple[LatencyPredictor | None, str]:
+    """`fit_predictor` of measured networks."""
+    if any(n.work is None for n in networks):
+        return None, "layers run without their zeros there, and what that saves is not known from shapes"
+    measured = [(n.work, 1.0 / n.measured.speedup) for n in networks if n.work is not None]
+    return fit_predictor(measured, block, networks[0].measured.stamp.to_dict() if networks else {})
 
 
 def fit_predictor(

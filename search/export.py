@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import search
+from admm.compact import PLAN_FILE
 from evaluators import Measurement, Score
 from evaluators.errors import EvaluationError
-from search.atomic import json_text, sync_tree, write_atomic
+from search.atomic import json_text, parse_json, sync_tree, write_atomic
 from search.budget import Budget
 from search.errors import BudgetUnreachable, UserError
 from search.final_scores import read_scores
 from search.front import front_results
+from search.payload import module_forms
 from search.result import Baseline, Status, TrialResult
 from search.store import MODEL_NAME, RunStore
 
@@ -112,17 +114,19 @@ def export_trial(
     budget: Budget | None = None,
     quantize: Callable[[TrialResult, bytes], Quantized] | None = None,
     max_drop: float | None = None,
+    content_of: Callable[[TrialResult], bytes] | None = None,
 ) -> Exported:
     """Export the first of `chosen` that keeps the budget whenever measured, `SURE` times, now and here.
 
     `quantize` turns its file into int8 first; one that fails its gate, or drops more than `max_drop` percentage points
-    then, is passed over. `out` must be new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when
-    all of them miss.
+    then, is passed over. `content_of` gives what `measure` takes of a trial, its ONNX file unless said. `out` must be
+    new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when all of them miss.
     """
     require_new(out)
     refused: list[tuple[int, str]] = []
     for trial in chosen:
-        content, int8 = store.model_path(trial.number).read_bytes(), None
+        content = store.model_path(trial.number).read_bytes() if content_of is None else content_of(trial)
+        int8 = None
         if quantize is not None:
             try:
                 int8 = quantize(trial, content)
@@ -238,10 +242,23 @@ def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quan
         "dense": {"accuracy": baseline.accuracy, "macs": baseline.macs, "params": baseline.params},
         "lowered": trial.lowered if int8 is None else int8.lowered,
         "notes": list(trial.notes),
+        **_how_to_load(store.trial_dir(trial.number)),
         "reproduce": f"prunefront prune {store.root} --plan plan.json --out NEW_FOLDER"
         if int8 is None
         else f"prunefront export {store.root} --trial {trial.number} --int8 --out NEW_FOLDER",
     }
+
+
+def _how_to_load(folder: Path) -> dict[str, Any]:
+    """For a network that rigs measured as a module: which, in what precision, and the call that gives it back."""
+    try:
+        forms = module_forms(parse_json((folder / PLAN_FILE).read_bytes()))
+    except (OSError, ValueError):  # made by hand or by an earlier version
+        return {}
+    if not forms:
+        return {}
+    calls = {rig: f"search.load_measured(build_model(), FOLDER, {rig!r})" for rig in forms}
+    return {"modules": forms, "load": {"admm": "admm.load_pruned(build_model(), FOLDER)", **calls}}
 
 
 def _drop(trial: TrialResult) -> float:

@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from admm.compact import load_pruned
-from evaluators import Lowered, OnnxPredictor, evaluate, export_onnx
-from search.bench import dense_onnx, local_measure, prepare_task, require_same_data
+from evaluators import EvaluationError, Lowered, OnnxPredictor, evaluate, export_onnx
+from evaluators.rig import measures_modules
+from search.bench import dense_forms, local_measure, local_modules, prepare_task, require_same_data
 from search.budget import Budget
 from search.errors import UserError
 from search.export import Quantized, candidates, export_trial, require_new
 from search.job import Job
 from search.job_file import load_job
+from search.payload import Payload
 from search.result import TrialResult
 from search.shipped import calibration_inputs, fastest_int8
 from search.store import RunStore
@@ -54,6 +56,8 @@ def export_from_run(
     budget = None
     if latency_ms is not None or speedup is not None:
         budget = Budget(latency_ms=latency_ms, speedup=speedup, rig=rig)
+    if int8 and measures_modules(rig):
+        raise UserError(f"--int8: int8 is a form of ONNX files, and this run decides on {rig}: leave it out")
     if int8 and job.quantize == "int8":
         raise UserError("--int8: the trials of this run are int8 files already: leave it out")
     results = store.results()
@@ -62,7 +66,7 @@ def export_from_run(
             raise UserError(f"--int8: trial {trial} is an int8 file already: leave it out")
         results = {number: result for number, result in results.items() if result.precision == "fp32"}
     chosen = candidates(baseline, results, budget=budget, max_drop=max_drop, trial=trial, recorded=not int8)
-    measure = local_measure(job, dense_onnx(store))
+    measure = local_measure(job, dense_forms(store, job), local_modules(job))
     done = export_trial(
         store,
         chosen,
@@ -71,6 +75,7 @@ def export_from_run(
         budget=budget,
         quantize=quantizer(store, job, measure) if int8 else None,
         max_drop=max_drop,
+        content_of=partial(trial_payload, store, rig) if measures_modules(rig) else None,
     )
     for number, why in done.refused:
         console.print(Text(f"trial {number} was passed over: {why}"), soft_wrap=True)
@@ -88,6 +93,14 @@ def export_from_run(
         ),
         soft_wrap=True,
     )
+
+
+def trial_payload(store: RunStore, rig: str, trial: TrialResult) -> bytes:
+    """A trial's module for a rig. Raises `UserError` naming the trial where its files are gone."""
+    try:
+        return Payload.of_trial(store.trial_dir(trial.number), rig).to_bytes()
+    except EvaluationError as error:
+        raise UserError(f"trial {trial.number}: {error}") from None
 
 
 def quantizer(store: RunStore, job: Job, measure: MeasureOn) -> Callable[[TrialResult, bytes], Quantized]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
+from admm.compact import WEIGHTS_FILE
 from evaluators import OnnxPredictor, evaluate
+from evaluators.accuracy import Predict
+from evaluators.rig import measures_modules
 from search.atomic import json_text, parse_json, write_atomic
 from search.errors import UserError
 from search.front import front_results
+from search.job_file import load_job
+from search.module_rigs import LocalModules
+from search.payload import Payload, dense_payload
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore
 from search.tasks.base import PreparedTask
@@ -33,17 +40,34 @@ def score_front(
     if task.test_source is None:
         return {}
     scores = read_scores(store)
-    models = {DENSE: store.baseline_dir / MODEL_NAME}
-    models |= {str(r.number): store.model_path(r.number) for r in front_results(baseline, results)}
-    for name, path in models.items():
+    models = _predictors(store, task, front_results(baseline, results))
+    for name, predictor in models.items():
         if name not in scores:
             try:
-                score = evaluate(OnnxPredictor(path), task.test_source.batches(), task.task.metric)
+                score = evaluate(predictor(), task.test_source.batches(), task.task.metric)
             except Exception as error:  # the user's metric and data are called in there
                 raise UserError(f"the test data cannot be scored: {type(error).__name__}: {error}") from error
             scores[name] = {"accuracy": score.value, "stderr": score.stderr, "samples": score.samples}
             write_atomic(store.root / FILE, json_text(scores))
     return scores
+
+
+def _predictors(store: RunStore, task: PreparedTask, chosen: Sequence[TrialResult]) -> dict[str, Callable[[], Predict]]:
+    """How to open the dense network and these trials, by name, in the form whose accuracy the search went by."""
+    job = load_job(store.job_path)
+    rig = job.deciding_rig.name
+    if not measures_modules(rig):
+        files = {DENSE: store.baseline_dir / MODEL_NAME}
+        files |= {str(r.number): store.model_path(r.number) for r in chosen}
+        return {name: partial(OnnxPredictor, path) for name, path in files.items()}
+    modules = LocalModules([job.deciding_rig], lambda: task)
+    dense = Payload.from_bytes(dense_payload(store.baseline_dir / WEIGHTS_FILE))
+
+    def of_trial(number: int) -> Predict:
+        return modules.predictor(rig, Payload.of_trial(store.trial_dir(number), rig))
+
+    opened: dict[str, Callable[[], Predict]] = {DENSE: partial(modules.predictor, rig, dense)}
+    return opened | {str(result.number): partial(of_trial, result.number) for result in chosen}
 
 
 def scores_line(scores: dict[str, dict[str, Any]], names: Iterable[str]) -> str:

@@ -19,11 +19,13 @@ from admm.plan import PruningPlan
 from evaluators import EvaluationError
 from evaluators.blocks import ChannelBlock
 from evaluators.predictor import LatencyPredictor
+from evaluators.rig import measures_modules
 from evaluators.work import Work
 from search.alignment import device_block, open_rig
 from search.atomic import json_text, parse_json, write_atomic
-from search.bench import OF_MODULES, Prepared, local_measure
+from search.bench import Prepared, local_measure
 from search.calibration import export_plan, fit_predictor, measured_networks, plans_to_measure
+from search.module_artefact import DenseForms
 from search.plan_work import PlanWork
 from search.shipped import lowers
 from search.trial import MeasureOn
@@ -123,12 +125,12 @@ def make_forecast(
     job = prepared.job
     if "fp32" not in job.precisions:
         return None, f"no forecast of latency: files are quantised to {job.quantize}, which no predictor was made for"
-    if job.deciding_rig.name in OF_MODULES:
+    if measures_modules(job.deciding_rig.name):
         return None, f"no forecast of latency: {job.deciding_rig.name} measures modules"
     try:
         block = device_block(job.deciding_rig)
         works = plan_work(prepared, block)
-        points = _measured(prepared, dense, measure, path, say)
+        points = _measured(prepared, block, dense, measure, path, say)
     except EvaluationError as error:
         return None, f"no forecast of latency: {error}"
     space = prepared.profile.space
@@ -172,15 +174,21 @@ def plan_work(prepared: Prepared, block: ChannelBlock) -> PlanWork:
 
 
 def _measured(
-    prepared: Prepared, dense: bytes | None, measure: MeasureOn | None, path: Path | None, say: Callable[[str], None]
+    prepared: Prepared,
+    block: ChannelBlock,
+    dense: bytes | None,
+    measure: MeasureOn | None,
+    path: Path | None,
+    say: Callable[[str], None],
 ) -> list[Point]:
     """Each of the networks to fit on; those in `path` are not measured again."""
     key, plans = _key(prepared), plans_to_measure(prepared)
     points = {} if path is None else _known(path, key, plans, say)
     if missing := set(plans) - set(points):
-        content = export_plan(prepared, PruningPlan()) if dense is None else dense
-        measure = local_measure(prepared.job, content) if measure is None else measure
-        for network in measured_networks(prepared, content, measure, say, known=set(plans) - missing):
+        forms = DenseForms(file=export_plan(prepared, PruningPlan()) if dense is None else dense)
+        measure = local_measure(prepared.job, forms) if measure is None else measure
+        known = set(plans) - missing
+        for network in measured_networks(prepared, forms, measure, say, block=block, known=known):
             relative = 1.0 / network.measured.speedup
             points[network.name] = Point(name=network.name, plan=network.plan, relative=relative)
             if path is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic.functional_validators import BeforeValidator
 
+from admm.plan import N_OF_M
 from search.errors import UserError
 from search.job_sections import (
     AdmmSettings,
@@ -91,6 +92,9 @@ class Job(Section):
             twice = [name for index, name in enumerate(names) if name in names[:index]]
             if twice:
                 raise ValueError(f"{what}: {twice[0]!r} is named twice")
+        mixed = [name for name in self.structures if name not in ("filter", N_OF_M)]
+        if N_OF_M in self.structures and mixed:
+            raise ValueError(f"structures: {N_OF_M!r} goes with 'filter' only, not with {mixed[0]!r}: leave one out")
         if self.budget is not None and self.budget.rig is not None:
             rigs = [rig.name for rig in self.rigs]
             if self.budget.rig not in rigs:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from search.spelling import nearest
 
-Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured"]
+Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured", "n:m"]
 
 
 class Section(BaseModel):
@@ -56,7 +56,8 @@ class RigSpec(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batch: Annotated[int, Field(ge=1)] = 1
     precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
-    """What a GPU's rig computes float32 in; None: its own choice. A processor computes what the file says."""
+    """What a GPU's rig computes float32 in, or a rig of modules runs them in; None: its own choice. ONNX Runtime on a
+    processor computes what the file says."""
 
 
 class Budget(Section):

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators import RigUnavailable, make_rig
-from search.alignment import open_rig
 from search.atomic import StoreError, json_text
 from search.clocks import clock_words
 from search.commands import is_run
@@ -24,7 +23,14 @@ from search.errors import UserError
 from search.front import complete_trials, front_results
 from search.job import Job, RigSpec
 from search.job_file import load_job
-from search.remeasured import Again, front_remarks, measure_again, writable_folder, write_next
+from search.remeasured import (
+    Again,
+    folder_measure,
+    front_remarks,
+    measure_again,
+    writable_folder,
+    write_next,
+)
 from search.report import print_whole
 from search.result import Baseline
 from search.store import RunStore
@@ -134,17 +140,16 @@ def measure_run(
     """
     store = RunStore.open(root)
     job = load_job(store.job_path)
-    spec = _rig_spec(job, rig, threads, batch)
+    spec, baseline = _rig_spec(job, rig, threads, batch), store.read_baseline()
     try:
-        opened = open_rig(spec)
+        measure = folder_measure(store, job, spec)
     except RigUnavailable as error:
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
-    baseline = store.read_baseline()
     results = store.results()
     before = front_results(baseline, results)
     wanted = complete_trials(results) if all_trials else before
     with writable_folder(store.root / FOLDER), progress() as say:
-        again, skipped = measure_again(store, job, baseline, wanted, opened, spec, say)
+        again, skipped = measure_again(store, job, baseline, wanted, measure, spec, say)
         if wanted and len(again) == 1:
             raise UserError(
                 f"none of the {len(wanted)} networks could be measured: trial {skipped[0][0]}: {skipped[0][1]}"

@@ -13,15 +13,19 @@ from torch import nn
 
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
-from admm.plan import PruningPlan
+from admm.plan import N_OF_M, PruningPlan
 from admm.shapes import shaped_by_magnitude
 from evaluators import Measurement, export_onnx
+from evaluators.rig import measures_modules
 from search.budget import Budget
 from search.errors import BudgetUnreachable
 from search.job import Job
 from search.precision import PRECISIONS
-from search.shipped import lowers
+from search.shipped import lowers, no_gain
 from search.space import BLOCKED, Space, build_space
+
+#: What sparse tensor cores take for 2:4 in linear layers.
+SPARSE_IN = ("fp16", "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,7 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
         align=job.align,
     )
     space = replace(space, precisions=job.precisions)
-    return Profile(groups=groups, layers=layers, space=space, notes=tuple(notes))
+    return Profile(groups=groups, layers=layers, space=space, notes=(*notes, *gainless_notes(job)))
 
 
 def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: torch.Tensor, align: int) -> bytes:
@@ -91,8 +95,18 @@ def fastest_plan(profile: Profile, job: Job) -> PruningPlan:
 
 
 def fast_structures(job: Job) -> tuple[str, ...]:
-    """The structures whose zeros save time on the deciding rig."""
+    """The structures whose zeros may save time on the deciding rig."""
+    rig = job.deciding_rig
+    if measures_modules(rig.name) and job.lower:
+        sparse = rig.name == "cuda" and rig.precision in SPARSE_IN
+        return (*BLOCKED, "shape", *((N_OF_M,) if sparse else ()))
     return (*BLOCKED, "shape") if lowers(job) else BLOCKED
+
+
+def gainless_notes(job: Job) -> tuple[str, ...]:
+    """Say before any training which structures of the job save no time on the deciding rig."""
+    rig, fast = job.deciding_rig, fast_structures(job)
+    return tuple(no_gain(structure, rig.name) for structure in job.structures if structure not in fast)
 
 
 def require_reachable(budget: Budget, fastest: Measurement, job: Job) -> None:

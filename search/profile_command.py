@@ -13,21 +13,22 @@ from typing import Any
 from rich.console import Console
 
 from admm.cost import layer_shapes, output_positions
-from admm.plan import PruningPlan
-from evaluators import EvaluationError, ExportError, Measurement
+from evaluators import EvaluationError, Measurement
 from evaluators.blocks import ChannelBlock
 from evaluators.layer_times import LayerTime, layer_times
 from evaluators.predictor import LatencyPredictor
+from evaluators.rig import measures_modules
+from evaluators.work import Work
 from search.alignment import device_block
 from search.atomic import json_text
-from search.bench import WEIGHTS_NAME, Prepared, load_dense, local_measure
+from search.bench import WEIGHTS_NAME, Prepared, load_dense, local_measure, local_modules
 from search.budget import Budget
-from search.calibration import Network, export_plan, fit_predictor, measured_networks
+from search.calibration import Network, fit_networks, measured_networks
 from search.commands import is_run
-from search.errors import UserError
 from search.job_file import load_job
 from search.measure_command import progress
-from search.profile import require_reachable
+from search.module_rigs import of_files
+from search.profile import fastest_plan, require_reachable
 from search.profile_view import print_profile
 from search.store import RunStore
 
@@ -139,28 +140,28 @@ def _prepared(source: Path, say: Callable[[str], None]) -> Prepared:
 def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings:
     """Everything that is measured; nothing is trained or written."""
     job, task, spec = prepared.job, prepared.task.task, prepared.job.deciding_rig
-    say("exporting the dense network")
-    try:
-        dense = export_plan(prepared, PruningPlan())
-    except ExportError as error:
-        raise UserError(f"task {task.name!r}: {error}: torch.export must follow its forward") from error
-    measure = local_measure(job, dense)
+    modules = local_modules(job, prepared.task)
+    say("exporting the dense network" if of_files(job) else "making the dense network ready to be measured")
+    dense = prepared.dense_forms()
+    measure = local_measure(job, dense, modules)
     say("measuring the device's channel block: some seconds, kept for the next time")
     block = device_block(job.deciding_rig)
-    networks = list(measured_networks(prepared, dense, measure, say))
+    networks = list(measured_networks(prepared, dense, measure, say, modules=modules, block=block))
     by_name = {network.name: network for network in networks}
     fastest = by_name.get("fastest", networks[0])
     times: tuple[LayerTime, ...] = ()
     if spec.name == _TIMED_ON:
         say("timing the layers")
-        times = layer_times(dense, threads=spec.threads, batch=spec.batch)
+        times = layer_times(networks[0].content, threads=spec.threads, batch=spec.batch)
     budget = Budget.of(job)
     on_budget_rig = None if budget is None else fastest.measured
     if budget is not None and budget.rig != spec.name:
         say(f"measuring the fastest network on {budget.rig}")
-        on_budget_rig = measure(budget.rig, fastest.content)
-    measured = [(n.content, 1.0 / n.measured.speedup) for n in networks if n.fitted]
-    predictor, why = fit_predictor(measured, block, networks[0].measured.stamp.to_dict())
+        content = fastest.content
+        if measures_modules(budget.rig) or measures_modules(spec.name):
+            content = prepared.shapes(fastest_plan(prepared.profile, job), budget.rig, measure, modules)
+        on_budget_rig = measure(budget.rig, content)
+    predictor, why = fit_networks([n for n in networks if n.fitted], block)
     return Findings(
         task=task.name,
         rig=spec.name,
@@ -178,12 +179,14 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
 
 
 def _predicted(network: Network, predictor: LatencyPredictor | None) -> Network:
-    if predictor is None:
+    if predictor is None or network.work is None:
         return network
     with suppress(EvaluationError):  # a rewritten file whose shapes cannot be inferred has no prediction
         # dense took this long by the paired speed-up: so the error is one of the ratio, which alone is predicted
         dense_ms = network.measured.latency_ms * network.measured.speedup
-        return replace(network, predicted_ms=predictor.predict(network.content) * dense_ms)
+        known = network.work
+        relative = predictor.predict_work(known) if isinstance(known, Work) else predictor.predict(known)
+        return replace(network, predicted_ms=relative * dense_ms)
     return network
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from admm.compact import WEIGHTS_FILE
 from admm.constraint import constraint
 from admm.errors import PlanError
-from admm.plan import STRUCTURES, PruningPlan
+from admm.plan import N_OF_M, STRUCTURES, PruningPlan
 from admm.target import Target
 from search.atomic import write_atomic
 from search.bench import Prepared, open_bench, prepare_run
@@ -53,7 +53,8 @@ def prune_to_folder(
     align: int | None = None,
     console: Console,
 ) -> None:
-    """Prune by a plan or to a number; leaves model.onnx, plan.json, weights, trace and result.json in `out`.
+    """Prune by a plan or to a number; leaves model.onnx (where a rig of the job measures it), plan.json, weights, trace
+    and result.json in `out`.
 
     `source` is a run folder, whose dense weights are used (so a trial of it is reproduced), or a job file, whose
     network is built (and trained by its recipe) first. Of a number, the sparsities of the layers that the job selects
@@ -229,6 +230,10 @@ def _recorded(text: str, path: Path) -> PruningPlan | Target:
 
 
 def _target(number: dict[str, float], job: Job, prepared: Prepared) -> Target:
+    if N_OF_M in job.structures:
+        raise UserError(
+            f"{N_OF_M!r} has patterns and no sparsity that could be found: name others by --structures, or give a plan"
+        )
     every, chosen = prepared.profile.groups.layers, prepared.profile.layers
     return Target(
         compression_x=number.get("compression_x"),

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluators import EvaluationError, LatencyRig, Measurement
+from evaluators import EvaluationError, Measurement
+from evaluators.rig import measures_modules
+from search.alignment import open_rig
 from search.atomic import disk_errors, write_atomic
-from search.bench import dense_onnx
+from search.bench import dense_forms, dense_onnx, prepare_task
 from search.budget import Budget
 from search.errors import UserError
 from search.front import dense_result
 from search.job import Job, RigSpec
+from search.module_rigs import LocalModules, of_files, of_modules
 from search.pareto import front
+from search.payload import Payload
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore
 
@@ -56,32 +60,62 @@ def measure_again(
     job: Job,
     baseline: Baseline,
     wanted: Sequence[TrialResult],
-    rig: LatencyRig,
+    measure: Callable[[Path], Measurement],
     spec: RigSpec,
     say: Callable[[str], None],
 ) -> tuple[list[Again], list[tuple[int, str]]]:
-    """The dense network first, then the trials; (trial, reason) of those that cannot be measured."""
+    """The dense network first, then the trials; (trial, reason) of those that cannot be measured.
+
+    `measure` takes the folder of a network: of a trial, or the run's baseline.
+    """
     # A budget is one of a rig as the job has it: with other threads or another batch it says nothing.
     budget = Budget.of(job) if spec in job.rigs and spec.name == budget_rig(job) else None
-    dense_onnx(store)  # said at once where it is gone
-    dense = store.baseline_dir / MODEL_NAME
 
-    def judged(trial: TrialResult, model: Path) -> Again:
-        now = rig.measure(model, dense, batch=spec.batch)
+    def judged(trial: TrialResult, folder: Path) -> Again:
+        now = measure(folder)
         return Again(trial=trial, now=now, within_budget=budget.met_by(now) if budget is not None else None)
 
     say(f"measuring the dense network, then {len(wanted)} more")
-    again, skipped = [judged(dense_result(baseline), dense)], []
+    again, skipped = [judged(dense_result(baseline), store.baseline_dir)], []
     for i, trial in enumerate(wanted):
         say(f"measuring trial {trial.number} ({i + 1} of {len(wanted)})")
-        model = store.trial_dir(trial.number) / MODEL_NAME
         try:
-            if not model.is_file():
-                raise EvaluationError(f"its {MODEL_NAME} is gone")
-            again.append(judged(trial, model))
+            again.append(judged(trial, store.trial_dir(trial.number)))
         except EvaluationError as error:
             skipped.append((trial.number, str(error)))
     return again, skipped
+
+
+def folder_measure(store: RunStore, job: Job, spec: RigSpec) -> Callable[[Path], Measurement]:
+    """Measures what lies in a folder of the run, against its dense network: the ONNX file, or for a rig of modules
+    the module in its form for this rig. Raises `RigUnavailable`, and `UserError` where the dense network is gone or
+    the run ships no ONNX files.
+    """
+    if measures_modules(spec.name):
+        modules = LocalModules([spec], lambda: prepare_task(job)[0])
+        dense_job = job.model_copy(update={"rigs": (spec,)})
+        dense = dense_forms(store, dense_job).of(spec.name)
+
+        def measure_module(folder: Path) -> Measurement:
+            own = folder == store.baseline_dir
+            candidate = dense if own else Payload.of_trial(folder, spec.name).to_bytes()
+            return modules.measure(spec.name, candidate, dense)
+
+        return measure_module
+    rig = open_rig(spec)
+    if not of_files(job):
+        names = ", ".join(one.name for one in of_modules(job))
+        raise UserError(f"rig {spec.name!r} takes ONNX files, and this run ships modules, as {names} measures: "
+                        f"name a rig of modules with --rig")  # fmt: skip
+    dense_onnx(store)  # said at once where it is gone
+
+    def measure_file(folder: Path) -> Measurement:
+        model = folder / MODEL_NAME
+        if not model.is_file():
+            raise EvaluationError(f"its {MODEL_NAME} is gone")
+        return rig.measure(model, store.baseline_dir / MODEL_NAME, batch=spec.batch)
+
+    return measure_file
 
 
 def budget_rig(job: Job) -> str | None:

@@ -21,7 +21,8 @@ SCHEMA = 1
 class TrialResult:
     """One trial's outcome, written once and atomically.
 
-    `accuracy` is the validation metric of the shipped ONNX file in [0, 1]; `accuracy_drop` is dense minus this, in
+    `accuracy` is the validation metric in [0, 1] of what is shipped for the deciding rig, an ONNX file or a module;
+    `accuracy_drop` is dense minus this, in
     percentage points. `latency_ms` and `speedup` are those of the deciding rig, `latency_high_ms` and `speedup_low`
     the pessimistic ends of their intervals: a budget is compared with them. `measurements` maps a rig's name to
     the full `Measurement.to_dict()`.

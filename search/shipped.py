@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from admm.plan import N_OF_M, PruningPlan
 from evaluators.lowering import LayerTimes, Lowered, lower
 from evaluators.measurement import PairMeasure
+from evaluators.module_form import TWO_OF_FOUR
 from evaluators.quantize import Int8Report, check_int8, quantize_int8
 
 if TYPE_CHECKING:
-    from admm.plan import PruningPlan
     from search.job import Job
     from search.precision import Precision
     from search.tasks.base import PreparedTask
@@ -101,14 +102,20 @@ def calibration_inputs(task: PreparedTask, samples: int = CALIBRATION) -> list[T
 def without_gain(plan: PruningPlan, lowered: Lowered | None, rig: str) -> tuple[str, ...]:
     """Say it plainly where a structure of the plan bought no time on the rig."""
     asked = {s for layer in plan for s, sparsity in plan[layer].items() if sparsity > 0.0}
+    gained = [layer.choice for layer in lowered.layers if layer.choice != "dense"] if lowered is not None else []
+    # 2:4 is the one way that single zeros run faster, all others leave out columns
+    won = {N_OF_M: gained.count(TWO_OF_FOUR), "shape": len(gained) - gained.count(TWO_OF_FOUR), "unstructured": 0}
     notes = []
-    for structure in sorted(asked & {"unstructured", "n:m"}):
-        notes.append(f"no gain on {rig} by {structure}: single zeros in dense kernels cost what weights cost")
-    if "shape" in asked:
-        columns = [layer for layer in plan if plan[layer].get("shape", 0.0) > 0.0]
-        gained = [layer.name for layer in lowered.layers if layer.choice != "dense"] if lowered is not None else []
-        if not gained:
-            notes.append(f"no gain on {rig} by shape: columns of zeros in dense kernels cost what weights cost")
-        elif len(gained) < len(columns):
-            notes.append(f"shape gains on {rig} in {len(gained)} of {len(columns)} layers: the others run dense")
+    for structure in ("n:m", "unstructured", "shape"):
+        layers = sum(plan[layer].get(structure, 0.0) > 0.0 for layer in plan)
+        if structure in asked and not won[structure]:
+            notes.append(no_gain(structure, rig))
+        elif structure in asked and won[structure] < layers:
+            notes.append(f"{structure} gains on {rig} in {won[structure]} of {layers} layers: the others run dense")
     return tuple(notes)
+
+
+def no_gain(structure: str, rig: str) -> str:
+    """The line for a structure whose zeros the rig's kernels multiply like any other weight."""
+    what = "columns of zeros" if structure == "shape" else "single zeros"
+    return f"no gain on {rig} by {structure}: {what} in dense kernels cost what weights cost"

@@ -1,8 +1,8 @@
 """The search space: one dimension for each structure of each layer, and the plans they stand for.
 
 A dimension counts steps of removal from dense: step 0 keeps all, each further step removes one block of the device's
-channel block (`filter`, `channel`) or one `sparsity.step` (`shape`, `unstructured`). Only plans that are
-already aligned are drawn, so two proposals never turn out to be the same network after rounding.
+channel block (`filter`, `channel`), one `sparsity.step` (`shape`, `unstructured`), or goes to the next pattern (`n:m`).
+Only plans that are already aligned are drawn, so two proposals never turn out to be the same network after rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from admm.groupmap import GroupMap
-from admm.plan import PruningPlan
+from admm.plan import N_OF_M, PATTERNS, PruningPlan
 from admm.projection import effective_sparsity, keep_count
 from admm.projector import least_slots
 from admm.slicing import filter_axis
@@ -154,9 +154,16 @@ def build_space(
                 if obstacle is not None:
                     notes.append(f"{layer}: no {structure} sparsity: {obstacle}")
                     continue
-                choices = _weight_choices(modules[layer], structure, least, most, step, align)
+                choices = (
+                    _patterns(least, most)
+                    if structure == N_OF_M
+                    else _weight_choices(modules[layer], structure, least, most, step, align)
+                )
             if len(choices) > 1 or (choices and choices[0] > 0):
                 dimensions.append(Dimension(layer=layer, structure=structure, sparsities=choices))
+            elif structure == N_OF_M:
+                known = ", ".join(f"{sparsity:g}" for sparsity in PATTERNS)
+                notes.append(f"{layer}: no pattern n:m within [{least:g}, {most:g}]: they remove {known}")
             else:
                 blocks = f" in blocks of {align}" if align > 1 and structure != "unstructured" else ""
                 notes.append(f"{layer}: too narrow for {structure} sparsity within [{least:g}, {most:g}]{blocks}")
@@ -167,6 +174,11 @@ def build_space(
             f"lower sparsity.align or choose others"
         )
     return Space(tuple(dimensions)), notes
+
+
+def _patterns(least: float, most: float) -> tuple[float, ...]:
+    """Dense and the patterns that hardware knows, within [least, most]: there is no step between them."""
+    return tuple(s for s in (0.0, *sorted(PATTERNS)) if least - 1e-9 <= s <= most + 1e-9)
 
 
 def _blocks(units: int, least: float, most: float, align: int, fewest: int = 1) -> tuple[float, ...]:

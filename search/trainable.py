@@ -15,8 +15,10 @@ from ray import tune
 import search
 from admm.plan import PruningPlan
 from evaluators.errors import one_line
-from search.bench import dense_onnx, open_bench
-from search.rig_actor import remote_measure
+from search.bench import dense_forms, open_bench
+from search.job_file import load_job
+from search.module_rigs import of_modules
+from search.rig_actor import RemoteModules, remote_measure
 from search.store import RunStore
 from search.trial import Bench, Start, TrialSpec
 from search.worker import TrialRun
@@ -48,8 +50,10 @@ class PruneTrainable(tune.Trainable):
         identity = (str(self._store.root), self._store.job_path.stat().st_mtime)
         if PruneTrainable._bench is None or PruneTrainable._bench_of != identity:
             device = torch.device("cuda" if torch.cuda.is_available() and config["gpus"] > 0 else "cpu")
-            measure = remote_measure(self._store.name, dense_onnx(self._store))
-            PruneTrainable._bench = open_bench(self._store, measure=measure, device=device)
+            job = load_job(self._store.job_path)
+            measure = remote_measure(self._store.name, dense_forms(self._store, job))
+            modules = RemoteModules(self._store.name) if of_modules(job) else None
+            PruneTrainable._bench = open_bench(self._store, job, measure=measure, device=device, modules=modules)
             PruneTrainable._bench_of = identity
         start = config["start"]
         spec = TrialSpec(

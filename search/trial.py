@@ -19,6 +19,7 @@ from admm.trace import TraceRecord
 from evaluators import Measurement
 from evaluators.lowering import LayerTimes
 from search.job import Job
+from search.module_rigs import Modules
 from search.precision import Precision
 from search.profile import Profile
 from search.result import Baseline, TrialResult
@@ -30,7 +31,7 @@ class MeasureOn(Protocol):
     """Latency on a rig by its name, paired with a reference."""
 
     def __call__(self, rig: str, candidate: bytes, reference: bytes | None = None, /) -> Measurement:
-        """Of an ONNX file against another one; None is the dense network's."""
+        """Of an ONNX file against another one, or of a module's payload on a rig of modules; None is the dense one."""
         ...
 
 
@@ -45,6 +46,8 @@ class Bench:
     baseline: Baseline
     measure: MeasureOn
     device: torch.device
+    modules: Modules | None = None
+    """Who answers for the rigs that measure modules; None where the job has none."""
     times: LayerTimes = field(default_factory=LayerTimes)
     """What layers were measured to gain by lowering: trials of one process share it."""
 

@@ -38,9 +38,10 @@ from evaluators import (
     module_predictor,
 )
 from evaluators.errors import EvaluationError, one_line
-from search.artefact import ship
+from evaluators.rig import measures_modules
 from search.budget import Budget
 from search.errors import AttemptLost, UserError
+from search.module_artefact import accuracy_notes, plan_entry, shapes_module, ship_forms
 from search.profile import shapes_onnx
 from search.result import Status, TrialResult
 from search.shipped import SHAPE_SAMPLES, without_gain
@@ -201,13 +202,15 @@ class TrialRun:
         if budget is None and (self._store is None or not job.search.early_stopping):
             return None
         rig = job.deciding_rig.name
-        example, align = bench.task.example_input, job.align
-        shapes = shapes_onnx(bench.dense, bench.profile.groups, self.spec.plan, example, align)
-        content = bench.form(shapes, precision=self.spec.precision, samples=SHAPE_SAMPLES).content
+        content = self._shapes_for(rig, self.spec.plan)
         self._shapes = measured = bench.measure(rig, content)
         if budget is None:
             return None
-        judged = measured if budget.rig == rig else bench.measure(budget.rig, content)
+        judged = measured
+        if budget.rig != rig:
+            if measures_modules(rig) or measures_modules(budget.rig):
+                content = self._shapes_for(budget.rig, self.spec.plan)
+            judged = bench.measure(budget.rig, content)
         if budget.met_by(judged):
             return None
         return self._record(
@@ -223,6 +226,15 @@ class TrialRun:
             measurements={rig: measured.to_dict(), budget.rig: judged.to_dict()},
         )
 
+    def _shapes_for(self, rig: str, plan: PruningPlan) -> bytes:
+        """The network of the plan's shapes in the form that a trial ships for this rig."""
+        bench, job = self._bench, self._bench.job
+        if measures_modules(rig):
+            assert bench.modules is not None
+            return shapes_module(job, rig, bench.dense, bench.profile.groups, plan, bench.modules)
+        shapes = shapes_onnx(bench.dense, bench.profile.groups, plan, bench.task.example_input, job.align)
+        return bench.form(shapes, precision=self.spec.precision, samples=SHAPE_SAMPLES).content
+
     def _train(self) -> Progress:
         assert self._run is not None
         report = self._run.step()
@@ -236,16 +248,26 @@ class TrialRun:
         return replace(progress, rung=report.index, accuracy=report.accuracy)
 
     def _finish(self) -> TrialResult:
-        """Export, lower, parity, accuracy of the ONNX file, latency of the ONNX file, then the record."""
+        """The forms that the rigs measure (exported, lowered, checked, scored), their latencies, then the record."""
         assert self._run is not None
         bench, task = self._bench, self._bench.task
         self.pruned = pruned = self.pruned or self._run.result()
         model = pruned.model.cpu()
         example = task.example_input
         path = self.artefacts / MODEL_NAME
-        shipped = ship(model, task, path, form=partial(bench.form, precision=self.spec.precision))
-        measured = {rig.name: bench.measure(rig.name, shipped.content) for rig in bench.job.rigs}
-        deciding = measured[bench.job.deciding_rig.name]
+        forms = ship_forms(
+            bench.job,
+            task,
+            model,
+            pruned.kept,
+            path,
+            bench.modules,
+            form=partial(bench.form, precision=self.spec.precision),
+            lower=bench.job.lower,
+        )
+        rig = bench.job.deciding_rig.name
+        measured = {name: bench.measure(name, form.content) for name, form in forms.items()}
+        shipped, deciding = forms[rig], measured[rig]
         extra = {
             "seed": self.spec.seed,
             "align": bench.job.align,
@@ -254,6 +276,7 @@ class TrialRun:
             "started_from": self._started_from if self._weights_of is None else None,
             "params": dict(self.spec.params),
         }
+        extra |= plan_entry(forms)
         if isinstance(self.spec.plan, Target):
             extra["target"] = self.spec.plan.to_dict()
         save_pruned(self.artefacts, model, pruned.kept, pruned.requested, pruned.effective, extra=extra)
@@ -279,7 +302,8 @@ class TrialRun:
             notes=(
                 *pruned.notes,
                 *self._schedule_note(),
-                *without_gain(self._plan, shipped.lowered, bench.job.deciding_rig.name),
+                *without_gain(self._plan, shipped.lowered, rig),
+                *accuracy_notes(forms, rig),
             ),
         )
 

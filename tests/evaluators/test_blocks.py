@@ -7,16 +7,28 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from evaluators import blocks
-from evaluators.blocks import BLOCKS, ChannelBlock, block_key, block_of, cache_folder, find_block, measure_block
+from evaluators.accuracy import OnnxPredictor
+from evaluators.blocks import (
+    BLOCKS,
+    ChannelBlock,
+    block_key,
+    block_of,
+    cache_folder,
+    find_block,
+    measure_block,
+)
 from evaluators.errors import RigError
 from evaluators.measurement import DeviceStamp, Measurement
 from evaluators.ort_session import open_session, random_inputs
+from evaluators.staircase import staircase_module, staircase_onnx
+from evaluators.work import module_work, onnx_work
 
 STAMP = DeviceStamp(
     rig="fake", device="d", isa="i", runtime="r 1", provider="p", threads=1, batch=1, clock="wall", platform="Linux 1"
@@ -121,7 +133,7 @@ def test_times_that_no_block_explains_are_said_to_be_so() -> None:
 @pytest.mark.parametrize("kind", ["conv3x3", "depthwise"])
 @pytest.mark.parametrize("batch", [1, 8, 100])
 def test_the_networks_are_valid_and_run(kind: str, batch: int) -> None:
-    model = blocks.staircase_onnx(kind, 20, batch=batch)
+    model = staircase_onnx(kind, 20, batch=batch)
     onnx.checker.check_model(onnx.load_model_from_string(model), full_check=True)
     session = open_session(model)
     inputs = random_inputs(session, batch)
@@ -129,7 +141,7 @@ def test_the_networks_are_valid_and_run(kind: str, batch: int) -> None:
     assert output.shape == inputs["input"].shape
     assert np.isfinite(output).all()
     assert output.max() > 0.0
-    assert model == blocks.staircase_onnx(kind, 20, batch=batch)
+    assert model == staircase_onnx(kind, 20, batch=batch)
 
 
 def test_json_round_trip() -> None:
@@ -249,3 +261,29 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == tmp_path / "own"
     assert block_of(STAMP, Device(16)).block == 16
     assert len(list((tmp_path / "own").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["conv3x3", "depthwise"])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_staircase_of_modules_is_that_of_files(kind: str, batch: int) -> None:
+    file = staircase_onnx(kind, 20, batch=batch)
+    module, sample = staircase_module(kind, 20, batch=batch)
+    assert module(sample).shape == OnnxPredictor(file)(sample).shape
+    assert module_work(module, sample, 1) == onnx_work(file, 1)
+    again, _ = staircase_module(kind, 20, batch=batch)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+
+
+class ModuleDevice(Device):
+    """The same device, given modules."""
+
+    def seconds(self, model: Any) -> float:
+        first = next(model[0].parameters()).shape
+        block = self.blocks[first[-1]]
+        return self.overhead + math.ceil(first[0] / block) * block / 64
+
+
+def test_a_block_is_found_on_a_rig_of_modules_too(tmp_path: Path) -> None:
+    found = block_of(STAMP, ModuleDevice(16, 8), cache=tmp_path, network=staircase_module)
+    assert (found.block, found.depthwise) == (16, 8)
+    assert block_of(STAMP, ModuleDevice(4), cache=tmp_path, network=staircase_module) == found, "from the cache"

@@ -187,7 +187,7 @@ def test_impossible_thread_counts_are_refused(threads: Any) -> None:
 
 
 def test_rig_names() -> None:
-    assert rig_names()[:3] == ("onnxruntime-cpu", "cuda", "onnxruntime-cuda")
+    assert rig_names()[:4] == ("onnxruntime-cpu", "cuda", "torch-cpu", "onnxruntime-cuda")
 
 
 def test_a_misspelt_rig_gets_the_nearest_spelling() -> None:

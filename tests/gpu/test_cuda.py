@@ -19,9 +19,12 @@ from evaluators import kept_columns_triton
 from evaluators.cuda_rig import PRECISIONS, CudaRig, arithmetic
 from evaluators.errors import RigError
 from evaluators.kept_columns import KeptColumnsConv2d, with_kept_columns
-from evaluators.rig import LatencyRig, make_rig
+from evaluators.module_form import KEPT_COLUMNS, TWO_OF_FOUR
+from evaluators.module_lowering import TOLERANCES, lower_module, rewritten_module
+from evaluators.rig import LatencyRig, ModuleRig, make_rig
 from evaluators.semi_structured import to_semi_structured
 from evaluators.timing import TimingSettings
+from tests.contracts.module_rig_contract import ModuleRigContract
 from tests.contracts.rig_contract import RigContract, assert_one_line
 
 pytestmark = [
@@ -275,3 +278,42 @@ class TestOnnxRuntimeCuda(RigContract):
         except RigError as error:
             pytest.fail(f"the provider is installed and does not run: {error}")
         assert stamp.provider == "CUDAExecutionProvider fp32"
+
+
+class TestCudaModules(ModuleRigContract):
+    @pytest.fixture(params=list(PRECISIONS))
+    def rig(self, request: pytest.FixtureRequest) -> ModuleRig:
+        return CudaRig(precision=request.param)
+
+
+def layers_with_zeros() -> nn.Module:
+    """A convolution with dead columns and linear layers that obey 2:4: [n, 64, 14, 14] -> [n, 512]."""
+    torch.manual_seed(0)
+    linear = two_of_four(nn.Sequential(nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 512)))
+    conv = with_dead_columns(nn.Conv2d(64, 256, 3, padding=1), 0.9)
+    return nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *linear).eval()
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+def test_layers_without_their_zeros_say_what_they_said(precision: str) -> None:
+    rig, model = CudaRig(precision=precision), layers_with_zeros()
+    assert (KEPT_COLUMNS in rig.rewrites) is (kept_columns_triton.triton is not None)
+    half = precision in ("fp16", "bf16") and torch.cuda.get_device_capability() >= (8, 0)
+    assert (TWO_OF_FOUR in rig.rewrites) is half
+    ways = {"0": KEPT_COLUMNS, "4": TWO_OF_FOUR, "6": TWO_OF_FOUR}
+    choices = {name: way for name, way in ways.items() if way in rig.rewrites}
+    x = torch.randn(9, 64, 14, 14)
+    with torch.no_grad():
+        want = model(x)
+    got = rig.predictor(rewritten_module(model, choices, precision))(x)
+    assert float((got - want).abs().max() / want.abs().max()) <= TOLERANCES[precision]
+    assert next(model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+def test_a_network_is_lowered_layer_by_layer_and_never_slower(precision: str) -> None:
+    rig, model = CudaRig(precision=precision), layers_with_zeros()
+    done = lower_module(model, rig, torch.randn(1, 64, 14, 14), batch=64)
+    assert {layer.name for layer in done.layers} <= {"0", "4", "6"}
+    assert all((layer.reason is None) == (layer.choice != "dense") for layer in done.layers)
+    assert done.speedup >= 1.0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from admm.plan import STRUCTURES
+from admm.plan import N_OF_M, STRUCTURES
 from search.errors import BudgetUnreachable, UserError
 from search.job import Budget, Job, LayerSelection, RigSpec, Structure, match_layers
 from search.job_file import dump_yaml, load_job, read_yaml
@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
 
 
 def test_structures_are_those_of_a_plan() -> None:
-    assert typing.get_args(Structure) == STRUCTURES
+    assert typing.get_args(Structure) == (*STRUCTURES, N_OF_M)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_structures_are_those_of_a_plan() -> None:
         ("task: a:b\nsparsity:\n  max: 1.2\n", ":3: sparsity.max: must lie in [0, 1), got 1.2"),
         ("task: a:b\nsparsity: {max: .nan}\n", ":2: sparsity.max: must be a finite number, got nan"),
         ("task: a:b\nsparsity: {min: 0.5, max: 0.3}\n", ":2: sparsity: min 0.5 is above max 0.3: swap them"),
-        ("task: a:b\nstructures: [filter, fliter]\n", ":2: structures.1: must be filter, channel, shape or unstructured, got 'fliter'; did you mean 'filter'?"),
+        ("task: a:b\nstructures: [filter, fliter]\n", ":2: structures.1: must be filter, channel, shape, unstructured or n:m, got 'fliter'; did you mean 'filter'?"),
         ("task: a:b\nstructures: []\n", ":2: structures: must name at least one, got []"),
         ("task: a:b\nstructures: filter\n", ":2: structures: must be a list, got 'filter'"),
         ("task: a:b\nstructures: [filter, filter]\n", ":2: structures: 'filter' is named twice"),

@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Callable[...
     (tmp_path / "job.yaml").write_text((SMALL / "job.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(calibration, "shapes_onnx", exported)
+    monkeypatch.setattr("search.bench.shapes_onnx", exported)
     monkeypatch.setattr("search.alignment.make_rig", lambda name, **options: CountingRig())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,6 +15,7 @@ from torch import nn
 from admm.groups import find_groups
 from admm.plan import STRUCTURES, PruningPlan
 from admm.projector import Projector
+from admm.validate import check_plan
 from search.errors import UserError
 from search.space import Dimension, Space, build_space
 from tests.admm.plans import groups_of
@@ -229,3 +230,26 @@ def test_uniform_extreme_and_foreign_plans() -> None:
     assert space.plan(space.params(foreign)).to_dict() == {"3": {"filter": 0.333333}}
     with pytest.raises(KeyError):
         space.plan({})
+
+
+def test_patterns_are_dense_or_what_hardware_knows() -> None:
+    space, notes = _space("wide_chain", ("filter", "n:m"), align=16)
+    patterns = {d.layer: d.sparsities for d in space.dimensions if d.structure == "n:m"}
+    assert patterns
+    assert set(patterns.values()) == {(0.0, 0.25, 0.5, 0.75)}
+    bounded, _ = _space("wide_chain", ("n:m",), least=0.3, most=0.6)
+    assert {d.sparsities for d in bounded.dimensions} == {(0.5,)}
+    with pytest.raises(UserError, match=r"no pattern n:m within \[0, 0.2\]: they remove 0.25, 0.5, 0.75"):
+        _space("wide_chain", ("n:m",), most=0.2)
+    assert not [note for note in notes if "no pattern" in note]
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=st.sampled_from(NAMES), data=st.data())
+def test_a_drawn_pattern_is_a_plan_that_fits_and_comes_back(name: str, data: st.DataObject) -> None:
+    space, _ = _space(name, ("filter", "n:m"), align=4)
+    params = {d.name: data.draw(st.integers(0, len(d.sparsities) - 1), label=d.name) for d in space.dimensions}
+    plan = space.plan(params)
+    check_plan(ZOO[name].factory(), groups_of(name), plan)
+    assert space.params(plan) == params
+    assert Space.from_dict(json.loads(json.dumps(space.to_dict()))) == space
