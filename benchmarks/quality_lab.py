@@ -127,7 +127,7 @@ class Played:
 
 
 def play(lab: Lab, method: Method, *, epochs: float) -> Played:
-    """Let `method` spend `epochs`: a trial that ends beyond them does not count, and is not begun where that is known."""
+    """Let `method` spend `epochs`: a trial beyond them does not count, and is not begun where that is known."""
     board = RungBoard(lab.rungs)
     spent, stopped = method.charged, 0
     points: list[Point] = []
