@@ -127,13 +127,17 @@ class Played:
 
 
 def play(lab: Lab, method: Method, *, epochs: float) -> Played:
-    """Let `method` spend `epochs`; a trial that would end beyond them does not count, whatever it showed."""
+    """Let `method` spend `epochs`: a trial beyond them does not count, and is not begun where that is known."""
     board = RungBoard(lab.rungs)
     spent, stopped = method.charged, 0
     points: list[Point] = []
+    whole: dict[str, float] = {}  # what a trial that was not stopped took, by its way
     while spent < epochs:
         asked = method.ask()
         if asked is None:
+            break
+        if spent + whole.get(asked.trial.how, 0.0) > epochs:
+            spent = epochs
             break
         figures = lab.figures(asked.trial.plan)
         last: Stage | None = None
@@ -153,6 +157,7 @@ def play(lab: Lab, method: Method, *, epochs: float) -> Played:
             break
         spent += last.epochs
         if reason is None:
+            whole[asked.trial.how] = last.epochs
             points.append(
                 Point(
                     epochs=spent,

@@ -40,7 +40,7 @@ from search.errors import UserError
 from search.pareto import front
 
 #: What every method and seed may spend.
-EPOCHS, QUICK_EPOCHS = 100.0, 14.0
+EPOCHS, QUICK_EPOCHS = 100.0, 12.0
 SEEDS, QUICK_SEEDS = 5, 1
 #: The share of the gap that ours is to close.
 BAR = 0.5

@@ -186,8 +186,7 @@ def test_without_a_budget_it_is_measured_once(store: RunStore, tmp_path: Path) -
 def test_nothing_is_exported_when_all_miss(store: RunStore, tmp_path: Path) -> None:
     budget, out = Budget(speedup=2.2), tmp_path / "out"
     with pytest.raises(
-        BudgetUnreachable,
-        match=r"2 trials kept .* none does now \(trial 3: measured again it takes up to 2.04 ms, 0.49x at least\)",
+        BudgetUnreachable, match=r"2 trials .* does now \(trial 3: measured again it takes up to 2.04 ms, 0.49x at "
     ):
         export_trial(store, asked(budget), out, measure=measures({3: 2.0, 1: 2.0}), budget=budget)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
