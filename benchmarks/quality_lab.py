@@ -6,6 +6,7 @@ rung board stops it where it is dominated, and the method is told. Every method 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +27,14 @@ class Trial:
     plan: PruningPlan
     seed: int
     how: str = "admm"
+    start: Trial | None = None
+    """The finished trial whose weights it begins with; None: the dense network's."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        own = f"{self.how}-{self.plan.digest()}-{self.seed}"
+        return own if self.start is None else f"{own}-from-{hashlib.sha256(self.start.key.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from quality_l1 import l1_stages
 from quality_lab import LONG, Figures, Stage, Trial
 from quality_task import SmallNet, kept_widths
 
+from admm.compact import PLAN_FILE, WEIGHTS_FILE
 from admm.plan import PruningPlan
 from evaluators import Measurement, count_macs, count_params
 from search.atomic import json_text, write_atomic
@@ -35,7 +36,7 @@ from search.space import Space
 from search.store import RunStore
 from search.tasks.base import prepare
 from search.tasks.dense import DenseEpoch
-from search.trial import Bench, TrialSpec
+from search.trial import Bench, Start, TrialSpec
 from search.weights import prunable_weights
 from search.worker import TrialRun
 
@@ -178,7 +179,7 @@ class RealLab:
 
     def stages(self, trial: Trial) -> Iterator[Stage]:
         """What the folder holds of the trial first; it is trained from its start where more is wanted."""
-        path = self._folder / "trials" / f"{trial.how}-{trial.plan.digest()}-{trial.seed}.json"
+        path = self._folder / "trials" / f"{trial.key}.json"
         known = [Stage(**s) for s in json.loads(path.read_text())["stages"]] if path.exists() else []
         yield from known
         if known and known[-1].rung is None:
@@ -197,16 +198,33 @@ class RealLab:
             if trial.how == "l1":
                 yield from l1_stages(bench, trial.plan, self.rungs, Path(artefacts) / "model.onnx")
                 return
-            spec = TrialSpec(number=0, plan=trial.plan, params={}, seed=trial.seed)
+            start = None if trial.start is None else Start(number=0, folder=self._weights(trial.start))
+            spec = TrialSpec(number=1, plan=trial.plan, params={}, seed=trial.seed, start=start)
             run = TrialRun(bench, spec, store=None, artefacts=Path(artefacts))
             while run.result is None:
                 progress = run.step()
                 if progress.rung is not None and progress.accuracy is not None and progress.report is not None:
                     yield Stage(rung=progress.rung, epochs=progress.report.epochs, accuracy=progress.accuracy)
-        result = run.result
-        if result.status != "complete" or result.accuracy is None:
-            raise UserError(f"plan {trial.plan.to_json()}, seed {trial.seed}: {result.status}: {result.reason}")
+            result = run.result
+            if result.status != "complete" or result.accuracy is None:
+                raise UserError(f"plan {trial.plan.to_json()}, seed {trial.seed}: {result.status}: {result.reason}")
+            self._keep(trial, Path(artefacts))
         yield Stage(rung=None, epochs=result.epochs, accuracy=result.accuracy)
+
+    def _keep(self, trial: Trial, artefacts: Path) -> None:
+        """Its weights, for trials that begin with them."""
+        folder = self._folder / "weights" / trial.key
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS_FILE, PLAN_FILE):  # the plan last: it says that both are there
+            write_atomic(folder / name, (artefacts / name).read_bytes())
+
+    def _weights(self, trial: Trial) -> Path:
+        """The folder of a finished trial's weights; trained again where only its figures were kept."""
+        folder = self._folder / "weights" / trial.key
+        if not (folder / PLAN_FILE).exists():
+            for _ in self._trained(trial):
+                pass
+        return folder
 
     def _bench_of(self, trial: Trial) -> Bench:
         """The bench with the batches of the trial's seed, the shared clock, and for `LONG` the long schedule."""
