@@ -51,13 +51,16 @@ class Bench:
     times: LayerTimes = field(default_factory=LayerTimes)
     """What layers were measured to gain by lowering: trials of one process share it."""
 
-    def form(self, content: bytes, *, precision: Precision, samples: int = CALIBRATION) -> Form:
-        """An fp32 ONNX file in the form that is shipped; `samples` calibrate it where that is int8."""
+    def form(self, content: bytes, *, precision: Precision | None = None, samples: int = CALIBRATION) -> Form:
+        """An fp32 ONNX file in the form that is shipped; `samples` calibrate it where that is int8.
+
+        The job's first precision unless one is named.
+        """
         return shipped_form(
             self.job,
             content,
             self.measure,
-            precision=precision,
+            precision=precision or self.job.precisions[0],
             block=self.profile.block,
             times=self.times,
             calibration=partial(calibration_inputs, self.task, samples),
