@@ -33,7 +33,7 @@ sys.path.append(str(ROOT))  # the simulator stands with the tests
 
 from benchmarks.claim import Claim  # noqa: E402
 from search.progress_log import log_hypervolume, progress  # noqa: E402
-from search.sampler import StudySampler  # noqa: E402
+from search.sampler import Proposal, StudySampler  # noqa: E402
 from tests.search.simulator import DENSE, Simulated, search  # noqa: E402
 
 BAR = 0.15
@@ -70,14 +70,16 @@ def seconds(url: str, kind: str, mixed: bool, counts: Sequence[int], repeats: in
     rng = random.Random(0)
     found = {}
     for count in counts:
-        while len(results) < count:
-            parent = results[rng.choice(sorted(results))].params_sampled
+        known = sorted(results)
+        for number in range(max(results) + 1, max(results) + 1 + count - len(results)):
+            parent = results[rng.choice(known)].params_sampled
             steps = {
                 d.name: max(0, min(len(d.sparsities) - 1, parent[d.name] + rng.choice((0, 0, 0, 0, -1, 1))))
                 for d in network.space.dimensions
             }
-            sampler.enqueue([steps], source="user")
-            results = search(sampler, network.evaluate, trials=len(results) + 1, results=results)
+            plan = network.space.plan(steps)
+            results[number] = network.evaluate(Proposal(number=number, params=steps, plan=plan))
+        sampler.fill(results)
         times = []
         for _ in range(repeats):
             wall, cpu = time.perf_counter(), time.thread_time()

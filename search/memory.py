@@ -44,8 +44,14 @@ class Memory:
     The turns are shared with the sampler of this `kind`. `dense_accuracy` None is read from the results.
     """
 
-    def __init__(self, space: Space, kind: str, dense_accuracy: float | None) -> None:
-        self._neighbourhood = Neighbourhood(space)
+    def __init__(
+        self,
+        space: Space,
+        kind: str,
+        dense_accuracy: float | None,
+        cost: Callable[[Steps], float] | None = None,
+    ) -> None:
+        self._neighbourhood = Neighbourhood(space, cost=cost)
         self._features = Features(space)
         self._sources = (kind, "neighbour")
         self._dense_accuracy = dense_accuracy

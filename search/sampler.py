@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +63,8 @@ class StudySampler:
 
     `run` names the run where several may keep their studies in one place. With `neighbours` the sampler's own
     proposals are mixed with plans next to the front, in shares that follow what each source gained an epoch;
-    `dense_accuracy` is where the gain is counted from (without it, what the results say of it).
+    `dense_accuracy` is where the gain is counted from (without it, what the results say of it), and `cost` forecasts
+    the latency of steps, where there is a forecast: see `search.neighbours`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class StudySampler:
         run: str = "",
         neighbours: bool = True,
         dense_accuracy: float | None = None,
+        cost: Callable[[Mapping[str, int]], float] | None = None,
     ) -> None:
         self.space = space
         self.budget = budget
@@ -88,7 +90,7 @@ class StudySampler:
         self._seed = f"{seed}/{start}"
         self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
         self._neighbours = neighbours
-        self._memory = Memory(space, sampler, dense_accuracy)
+        self._memory = Memory(space, sampler, dense_accuracy, cost)
         self.study = open_study(url, study_name(space, budget, rig, run))
         self._exhausted = False
         #: The steps of every plan proposed, with its stretch, and the first trial that had it.

@@ -8,7 +8,7 @@ import os
 import random
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,28 @@ def test_a_restart_knows_the_shares_the_parents_and_the_sources(tmp_path: Path) 
     assert [trials[n].user_attrs["source"] for n in (0, 1)] == ["uniform", "warm start"]
     offered = [again.ask() for _ in range(3)]
     assert _open(tmp_path, SMALL, start=2).unfinished() == offered
+
+
+def test_a_study_whose_results_are_not_at_hand_still_has_a_front(tmp_path: Path) -> None:
+    """The study's own values will do, without their noise and epochs."""
+    results = search(_open(tmp_path, SMALL), SMALL.evaluate, trials=20)
+    bare = _open(tmp_path, SMALL, start=1, dense_accuracy=None)
+    front = {tuple(k.steps.items()) for k, _ in bare._memory.parents()}
+    known = {tuple(results[n].params_sampled.items()) for n in results}
+    assert front
+    assert front <= known
+    assert {bare.ask().source for _ in range(12)} == {"tpe", "neighbour"}
+
+
+def test_a_swap_goes_by_the_forecast_that_the_sampler_is_given(tmp_path: Path) -> None:
+    asked: list[dict[str, int]] = []
+
+    def cost(steps: Mapping[str, int]) -> float:
+        asked.append(dict(steps))
+        return SMALL.relative_latency(steps)
+
+    search(_open(tmp_path, SMALL, cost=cost), SMALL.evaluate, trials=20)
+    assert asked
 
 
 def test_without_neighbours_the_sampler_is_alone(tmp_path: Path) -> None:
