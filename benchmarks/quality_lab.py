@@ -88,6 +88,10 @@ class Ask:
     number: int
     trial: Trial
     params: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+    """Who proposed it, where a method has several sources."""
+    stretch: float = 1.0
+    """More than 1 of a plan that is trained on from its own weights, which is judged at no rung."""
 
 
 class Method(Protocol):
@@ -112,6 +116,7 @@ class Point:
     """Spent by the run when it was finished."""
     accuracy: float
     relative_latency: float
+    source: str
     plan: Mapping[str, Mapping[str, float]]
 
 
@@ -131,7 +136,9 @@ class Played:
             "stopped": self.stopped,
             "epochs": round(self.epochs, 3),
             "charged_before": round(self.charged, 3),
-            "points": [[round(p.epochs, 3), round(p.accuracy, 5), round(p.relative_latency, 5)] for p in self.points],
+            "points": [
+                [round(p.epochs, 3), round(p.accuracy, 5), round(p.relative_latency, 5), p.source] for p in self.points
+            ],
         }
 
 
@@ -157,7 +164,7 @@ def play(lab: Lab, method: Method, *, epochs: float) -> Played:
             if spent + last.epochs > epochs:
                 break
             seen.append(last)
-            if last.rung is not None and asked.trial.how != LONG:
+            if last.rung is not None and asked.trial.how != LONG and asked.stretch == 1.0:
                 reason = board.verdict(asked.number, last.rung, last.accuracy, figures.relative_latency)
             if reason is not None:
                 break
@@ -172,6 +179,7 @@ def play(lab: Lab, method: Method, *, epochs: float) -> Played:
                     epochs=spent,
                     accuracy=last.accuracy,
                     relative_latency=figures.relative_latency,
+                    source=asked.source,
                     plan=asked.trial.plan.to_dict(),
                 )
             )
@@ -195,6 +203,8 @@ def result_of(asked: Ask, figures: Figures, seen: Sequence[Stage], reason: str |
         "speedup_low": speedup,
         "epochs": seen[-1].epochs,
         "params_sampled": dict(asked.params),
+        "source": asked.source,
+        "stretch": asked.stretch,
         "requested": trial.plan.to_dict(),
         "rungs": tuple((stage.rung, stage.accuracy) for stage in seen if stage.rung is not None),
     }

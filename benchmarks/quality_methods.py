@@ -10,10 +10,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from quality_lab import Ask, Lab, Method, Trial
+from quality_real import RealLab
 
 from search.driver import UNIFORM
+from search.inherit import nearest_start, same_plan
 from search.result import TrialResult
-from search.sampler import SpaceExhausted, StudySampler
+from search.sampler import Proposal, SpaceExhausted, StudySampler
 from search.space import Space
 
 #: A study that lives as long as its run.
@@ -26,9 +28,28 @@ class Studied:
     """Plans from a study: Optuna's samplers as the search uses them. `first` are tried before any other."""
 
     def __init__(
-        self, lab: Lab, kind: str, seed: int, *, first: Sequence[Mapping[str, int]] = (), charged: float = 0.0
+        self,
+        lab: Lab,
+        kind: str,
+        seed: int,
+        *,
+        first: Sequence[Mapping[str, int]] = (),
+        charged: float = 0.0,
+        neighbours: bool = False,
+        inherit: bool = False,
     ) -> None:
-        self._sampler = StudySampler(IN_MEMORY, lab.space, sampler=kind, seed=seed)
+        self._sampler = StudySampler(
+            IN_MEMORY,
+            lab.space,
+            sampler=kind,
+            seed=seed,
+            neighbours=neighbours,
+            again=inherit,
+            dense_accuracy=lab.dense_accuracy,
+        )
+        self._inherit = inherit
+        self._results: dict[int, TrialResult] = {}
+        self._trials: dict[int, Trial] = {}
         self._sampler.enqueue(first)
         self._seed = seed
         self._charged = charged
@@ -44,11 +65,27 @@ class Studied:
             proposal = self._sampler.ask()
         except SpaceExhausted:
             return None
-        trial = Trial(plan=proposal.plan, seed=self._seed)
-        return Ask(number=proposal.number, trial=trial, params=proposal.params)
+        trial = Trial(plan=proposal.plan, seed=self._seed, start=self._start(proposal))
+        self._trials[proposal.number] = trial
+        return Ask(
+            number=proposal.number,
+            trial=trial,
+            params=proposal.params,
+            source=proposal.source,
+            stretch=proposal.stretch,
+        )
+
+    def _start(self, proposal: Proposal) -> Trial | None:
+        """As the driver's searcher chooses it: the plan's own weights, or those of the nearest less pruned plan."""
+        if not self._inherit:
+            return None
+        own = same_plan(proposal.plan, proposal.stretch, self._results, self._trials.__contains__)
+        start = own or nearest_start(proposal.plan, self._results, self._trials.__contains__)
+        return None if start is None else self._trials[start.number]
 
     def tell(self, result: TrialResult) -> None:
         """To the study."""
+        self._results[result.number] = result
         self._sampler.tell(result)
 
 
@@ -91,9 +128,17 @@ def ladder(space: Space) -> list[dict[str, int]]:
     return list(found.values())
 
 
-def ours(lab: Lab, seed: int) -> Method:
-    """What `prunefront search` does: the uniform controls first, then TPE."""
-    return Studied(lab, "tpe", seed, first=[lab.space.uniform(sparsity) for sparsity in UNIFORM])
+def ours(lab: Lab, seed: int, *, inherit: bool = True) -> Method:
+    """What `prunefront search` does: plans from sensitivity and forecast, the uniform controls, then TPE mixed with
+    plans next to the front; trials go on from the weights of finished ones.
+
+    A surrogate has no network to ask for sensitivities and no weights: it starts with the controls, from dense.
+    """
+    uniform = [lab.space.uniform(sparsity) for sparsity in UNIFORM]
+    if not isinstance(lab, RealLab):
+        return Studied(lab, "tpe", seed, first=uniform, neighbours=True)
+    warm, charged = lab.first_plans()
+    return Studied(lab, "tpe", seed, first=[*warm, *uniform], charged=charged, neighbours=True, inherit=inherit)
 
 
 OURS = "ours"

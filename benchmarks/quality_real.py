@@ -37,6 +37,7 @@ from search.store import RunStore
 from search.tasks.base import prepare
 from search.tasks.dense import DenseEpoch
 from search.trial import Bench, Start, TrialSpec
+from search.warmstart import first_plans
 from search.weights import prunable_weights
 from search.worker import TrialRun
 
@@ -127,6 +128,21 @@ class RealLab:
     def dense_accuracy(self) -> float:
         """Of the dense ONNX file."""
         return self._bench.baseline.accuracy
+
+    def first_plans(self) -> tuple[list[dict[str, int]], float]:
+        """(steps of the plans that a search would begin with, the epochs that finding them took).
+
+        Kept in the folder; the epochs are charged to every run that begins with them.
+        """
+        bench = self._bench
+        found = first_plans(
+            Prepared(job=bench.job, task=bench.task, model=bench.dense, profile=bench.profile),
+            folder=self._folder / "run",
+            dense_latency_ms=bench.baseline.latency_ms,
+            dense=self._dense_onnx,
+            measure=self._measure,
+        )
+        return found.params, found.epochs
 
     @cached_property
     def conditions(self) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def _open_study(
         start=starts,
         budget=budget,
         dense_accuracy=dense_accuracy,
+        again=job.search.inherit,
         rig=job.deciding_rig.name,
         run="" if job.search.study == "sqlite" else str(store.root.resolve()),
     )

@@ -34,6 +34,11 @@ def constraints_of(result: TrialResult, budget: Budget | None) -> dict[str, floa
     return {} if excess is None else {"over_budget": excess}
 
 
+def noted(source: str, stretch: float) -> dict[str, Any]:
+    """What a study notes of a proposal: whose it is, and for how many times the schedule where that is not once."""
+    return {"source": source} | ({"stretch": stretch} if stretch != 1.0 else {})
+
+
 def stretch_of(trial: FrozenTrial) -> float:
     """How many times the job's schedule the trial is trained for."""
     return float(trial.user_attrs.get("stretch", 1.0))
@@ -70,7 +75,7 @@ def filed(
         values=values_of(result),
         params=steps,
         distributions=dict(distributions),
-        user_attrs={"source": "earlier"} | ({"stretch": result.stretch} if result.stretch != 1.0 else {}),
+        user_attrs=noted(result.source or "earlier", result.stretch),
         system_attrs=dict(attributes),
         constraints=constraints_of(result, budget),
     )

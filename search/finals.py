@@ -12,11 +12,11 @@ from search.result import Baseline, TrialResult
 def final_plans(
     baseline: Baseline, results: Mapping[int, TrialResult], *, budget: Budget | None, most: int
 ) -> list[TrialResult]:
-    """At most `most` trials of the search's own schedule, spread over their front: within the budget, if there is one.
+    """At most `most` trials of the search proper, spread over their front: within the budget, if there is one.
 
-    What was trained for longer already changes nothing, so that a search that goes on chooses the same ones again.
+    Final trials themselves change nothing, so that a search that goes on chooses the same ones again.
     """
-    own = {n: r for n, r in results.items() if r.stretch == 1.0}
+    own = {n: r for n, r in results.items() if r.source != "final"}
     if budget is not None:
         own = {n: r for n, r in own.items() if budget.holds(r)}
     chosen = front_results(baseline, own)

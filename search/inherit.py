@@ -1,4 +1,4 @@
-"""Progressive pruning across trials: a plan may begin with the weights of the nearest finished, less pruned one."""
+"""Whose weights a trial begins with: those of the nearest finished, less pruned plan, or those of its own plan."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ def nearest_start(
         if result.status == "complete" and contains(plan, result.requested) and has_weights(number)
     ]
     return min(found, key=lambda r: (r.macs or 0, -(r.accuracy or 0.0), r.number), default=None)
+
+
+def same_plan(
+    plan: PruningPlan, stretch: float, results: Mapping[int, TrialResult], has_weights: Callable[[int], bool]
+) -> TrialResult | None:
+    """Of the complete trials of this very plan, trained for less than `stretch`, the one trained most."""
+    digest = plan.digest()
+    found = [
+        result
+        for number, result in results.items()
+        if result.status == "complete"
+        and result.plan_digest == digest
+        and result.stretch < stretch
+        and has_weights(number)
+    ]
+    return max(found, key=lambda r: (r.stretch, -r.number), default=None)
 
 
 def contains(plan: PruningPlan, other: Mapping[str, Mapping[str, float]]) -> bool:

@@ -143,10 +143,11 @@ class SearchSettings(Section):
     """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
     once, and the latency forecast."""
     inherit: bool = False
-    """Whether a plan begins with the weights of the nearest finished, less pruned trial, not with the dense ones."""
+    """Whether trials go on from the weights of finished ones: a new plan from those of the nearest less pruned plan,
+    and a plan of the front, trained once more, from its own."""
     final_stretch: Annotated[float, Field(ge=1.0, le=LONGEST)] = 2.0
-    """When all trials are done, the plans of the front are trained once more for so many times the iterations and
-    epochs, from the dense weights; 1 leaves it out."""
+    """When all trials are done, the plans of the front are trained on from their own weights until they have had so
+    many times the iterations and epochs of a trial; 1 leaves it out."""
     final_trials: Annotated[int, Field(ge=1)] = 8
     """At most so many plans, spread over the front (over what keeps the budget, where there is one)."""
     study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"

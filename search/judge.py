@@ -48,13 +48,16 @@ class Judge:
         def drawn(line: Line, columns: int) -> _Target:
             return _Target(line, line.draw(rng.standard_normal(columns)))
 
-        loss = np.asarray([floor + ACCURACY_SPAN - k.figures.accuracy for k in known])
+        # what a plan shows at first is told by what others showed at first, and worth what it adds to that
+        at_first = [i for i, k in enumerate(known) if k.stretch == 1.0]
+        first_rows = rows[at_first]
+        loss = np.asarray([floor + ACCURACY_SPAN - known[i].figures.accuracy for i in at_first])
         weights = 1.0 / (1.0 + np.square(np.maximum(loss, 0.0) / (FAR * ACCURACY_SPAN)))
-        self._loss = drawn(Line(rows, loss, weights), rows.shape[1])
+        self._loss = drawn(Line(first_rows, loss, weights), rows.shape[1])
         self._latency = drawn(Line(rows, np.asarray([-math.log(k.figures.speedup) for k in known])), rows.shape[1])
         self._excess = drawn(Line(over_rows, np.log1p(np.asarray(excesses))), rows.shape[1]) if len(excesses) else None
         self._area = Area(floor)
-        for k in known:
+        for k in [known[i] for i in at_first]:
             if k.excess is None or k.excess <= 0.0:
                 self._area.add(*k.figures.point)
 

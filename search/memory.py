@@ -16,7 +16,7 @@ import numpy as np
 
 from search.dominance import Figures
 from search.judge import Judge
-from search.neighbours import Known, Neighbourhood, Steps, parents
+from search.neighbours import REACH, Known, Neighbourhood, Steps, parents
 from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
 from search.result import TrialResult
 from search.ridge import Features, Floats
@@ -27,6 +27,12 @@ from search.space import Space
 FIRST = 8
 #: Share of the neighbours that the forecast chooses; the others are drawn blindly, should the forecast mislead.
 GUIDED = 0.9
+#: The source that trains a plan of the front for longer, from its own weights.
+AGAIN = "again"
+#: Share of the accuracy missing to the dense network that a plan is expected to gain the second time it is trained.
+RISE = 0.35
+#: No plan is trained for more than so many times the schedule.
+LONGEST_AGAIN = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,12 @@ class Memory:
         kind: str,
         dense_accuracy: float | None,
         cost: Callable[[Steps], float] | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         self._neighbourhood = Neighbourhood(space, cost=cost)
         self._features = Features(space)
-        self._sources = (kind, "neighbour")
+        self._sources = (kind, "neighbour", *([AGAIN] if again else []))
         self._dense_accuracy = dense_accuracy
         self._told: dict[int, _Told] = {}
         self._numbers: list[int] = []
@@ -62,18 +70,51 @@ class Memory:
         self._stale = True
         self._parents: list[tuple[Known, float]] | None = None
 
-    def propose(self, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
-        """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
-        if sum(told.known is not None for told in self._told.values()) < FIRST:
+    def propose(
+        self, seen: Callable[[Steps, float], bool], rng: random.Random
+    ) -> tuple[str, dict[str, int], float] | None:
+        """(source, steps, stretch) of a plan next to the front or of one on it to be trained on, whose turn it is.
+
+        `seen` tells whether steps were proposed with a stretch. None where it is the sampler's turn, or where there is
+        no such plan.
+        """
+        if sum(t.known is not None and t.known.stretch == 1.0 for t in self._told.values()) < FIRST:
             return None
-        if pick(self.shares(), rng) != "neighbour":
+        source = pick(self.shares(), rng)
+        if source == AGAIN:
+            return self._again(seen)
+        if source != "neighbour":
             return None
+
+        def known(steps: Steps) -> bool:
+            return seen(steps, 1.0)
+
+        steps = None
         if rng.random() < GUIDED:
             judge = self.judge(rng.getrandbits(64))
-            steps = self._neighbourhood.best(self.parents(), seen, rng, judge.scores)
-            if steps is not None:
-                return steps
-        return self._neighbourhood.draw(self.parents(), seen, rng)
+            steps = self._neighbourhood.best(self.parents(), known, rng, judge.scores)
+        if steps is None:
+            steps = self._neighbourhood.draw(self.parents(), known, rng)
+        return None if steps is None else (source, steps, 1.0)
+
+    def _again(self, seen: Callable[[Steps, float], bool]) -> tuple[str, dict[str, int], float] | None:
+        """The plan on the front whose further training should add most to it.
+
+        Each time closes a share of what is missing to the dense accuracy, and less the more often that was done.
+        """
+        dense = self._dense_accuracy if self._dense_accuracy is not None else self.floor + ACCURACY_SPAN
+        best, chosen = 0.0, None
+        for known, _ in self.parents():
+            longer = known.stretch + 1.0
+            if longer > LONGEST_AGAIN or seen(known.steps, longer):
+                continue
+            rise = RISE * max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN) / known.stretch
+            gain = self._area.gain(known.figures.accuracy + rise, 1.0 / known.figures.speedup)
+            if known.excess is not None:
+                gain *= math.exp(max(known.excess, -20.0 * REACH) / REACH)
+            if gain > best:
+                best, chosen = gain, (AGAIN, dict(known.steps), longer)
+        return chosen
 
     def around(self, steps: Steps, seen: Callable[[Steps], bool], rng: random.Random) -> dict[str, int] | None:
         """Steps to an unseen plan next to this one, or None where none was found."""
@@ -85,7 +126,9 @@ class Memory:
         if self._dense_accuracy is None and result.accuracy is not None and result.accuracy_drop is not None:
             self._dense_accuracy = result.accuracy + result.accuracy_drop / 100.0
             self._stale = True
-        known = None if figures is None else Known(steps=steps, figures=figures, excess=excess)
+        known = None
+        if figures is not None:
+            known = Known(steps=steps, figures=figures, excess=excess, stretch=result.stretch)
         self._file(result.number, self._told_of(source, result.epochs, known, steps, excess))
 
     def recall(
@@ -95,13 +138,14 @@ class Memory:
         steps: Steps,
         values: Sequence[float],
         excess: float | None,
+        stretch: float = 1.0,
     ) -> None:
         """File what the study says of a complete trial, unless the result was learned already."""
         accuracy, latency = values
         if number in self._told or not latency > 0.0:
             return
         figures = Figures(accuracy=accuracy, speedup=1.0 / latency)
-        known = Known(steps=steps, figures=figures, excess=excess)
+        known = Known(steps=steps, figures=figures, excess=excess, stretch=stretch)
         self._file(number, self._told_of(source, 1.0, known, steps, excess))
 
     def _told_of(self, source: str, epochs: float, known: Known | None, steps: Steps, excess: float | None) -> _Told:

@@ -44,6 +44,8 @@ class Known:
     steps: Steps
     figures: Figures
     excess: float | None = None
+    stretch: float = 1.0
+    """Times the schedule that it was trained for; 1 is what an untried plan would get."""
 
 
 def parents(known: Sequence[Known], *, floor: float = -math.inf) -> list[tuple[Known, float]]:

@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from admm.compact import WEIGHTS_FILE
+from admm.compact import PLAN_FILE, WEIGHTS_FILE
 from admm.constraint import constraint
 from admm.errors import PlanError
 from admm.plan import N_OF_M, STRUCTURES, PruningPlan
@@ -162,7 +162,9 @@ def _start(text: str, path: Path | None, source: Path) -> Start | None:
             f"{path}: its trial began with the weights of trial {number}, which {source} does not hold: give the run "
             f"folder, or a plan without started_from to begin with the dense network"
         )
-    return Start(number=number, folder=folder)
+    recorded = json.loads((folder / PLAN_FILE).read_text())
+    same = isinstance(recorded, dict) and recorded.get("digest") == PruningPlan.from_json(text).digest()
+    return Start(number=number, folder=folder, stretch=float(recorded.get("stretch", 1.0)) if same else 0.0)
 
 
 def _precision(job: Job, text: str) -> Precision:

@@ -62,12 +62,15 @@ class TrialResult:
     """What was rewritten for the deciding rig, layer by layer, and what it gained (`Lowered.to_dict()`)."""
     precision: Precision = "fp32"
     """What the shipped file computes in."""
+    source: str = ""
+    """Who proposed it (`Proposal.source`)."""
     stretch: float = 1.0
-    """Times the job's iterations and epochs that it was trained for."""
+    """Times the job's iterations and epochs that this plan was trained for, with what the trial of the same plan had
+    whose weights it began with."""
     weights_of: int | None = None
     """The trial that trained these weights; None where this one did. They were trained once for both precisions."""
     started_from: int | None = None
-    """The less pruned trial whose weights this one began with; None: the dense network's."""
+    """The trial, less pruned or of the same plan, whose weights this one began with; None: the dense network's."""
     notes: tuple[str, ...] = ()
     """What the user must know: a clamp, an unconverged residual, a structure that gains nothing on this rig."""
     schema: int = SCHEMA
@@ -99,7 +102,7 @@ class TrialResult:
     def spent(self) -> bool:
         """Whether it counts against the number of trials asked for. Counted apart are a plan over budget by its shapes
         and one whose weights another trial trained, which cost seconds, and the long schedule of the final front."""
-        return self.status != "infeasible" and self.weights_of is None and self.stretch == 1.0
+        return self.status != "infeasible" and self.weights_of is None and self.source != "final"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""

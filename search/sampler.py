@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from admm.plan import PruningPlan
 from search.atomic import StoreError
 from search.budget import Budget
-from search.filed import STATES, constraints_of, filed, steps_to, stretch_of, values_of
+from search.filed import STATES, constraints_of, filed, noted, steps_to, stretch_of, values_of
 from search.memory import Memory
 from search.mirror import Mirror
 from search.precision import Precision
@@ -42,8 +42,8 @@ class Proposal:
     """A plan to try: its trial number, the steps it was drawn with, and who proposed it.
 
     `source` is the sampler's kind (`tpe`, `nsga2`, `random`), `neighbour`, or what `enqueue` was told: `uniform`,
-    `warm start`, `user`; `int8` is one that was over budget in fp32, `twin` a plan that was trained already, in the
-    other precision, and `final` one of the front on the long schedule.
+    `warm start`, `user`; `again` is a plan of the front that is trained for longer, `int8` one that was over budget in
+    fp32, `twin` a plan that was trained already, in the other precision, and `final` one of the front when all is over.
     """
 
     number: int
@@ -80,6 +80,7 @@ class StudySampler:
         run: str = "",
         neighbours: bool = True,
         dense_accuracy: float | None = None,
+        again: bool = False,
         cost: Callable[[Mapping[str, int]], float] | None = None,
     ) -> None:
         self.space = space
@@ -90,7 +91,7 @@ class StudySampler:
         self._seed = f"{seed}/{start}"
         self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
         self._neighbours = neighbours
-        self._memory = Memory(space, sampler, dense_accuracy, cost)
+        self._memory = Memory(space, sampler, dense_accuracy, cost, again=again)
         self.study = open_study(url, study_name(space, budget, rig, run))
         self._exhausted = False
         #: The steps of every plan proposed, with its stretch, and the first trial that had it.
@@ -104,11 +105,9 @@ class StudySampler:
         for trial in self._mirror.trials:
             if self._drawn(trial):
                 self._seen.setdefault(self._key(trial.params, stretch_of(trial)), trial.number)
-            own = "duplicate_of" not in trial.user_attrs and stretch_of(trial) == 1.0
-            if trial.state == TrialState.COMPLETE and own:
-                self._memory.recall(
-                    trial.number, _source(trial), trial.params, trial.values, trial.constraints.get("over_budget")
-                )
+            if trial.state == TrialState.COMPLETE and "duplicate_of" not in trial.user_attrs:
+                excess, stretch = trial.constraints.get("over_budget"), stretch_of(trial)
+                self._memory.recall(trial.number, _source(trial), trial.params, trial.values, excess, stretch)
 
     def _fresh(self) -> None:
         if self._mirror.fresh():
@@ -150,9 +149,8 @@ class StudySampler:
             )
 
     def _learn(self, trial: FrozenTrial, result: TrialResult) -> None:
-        """What a proposal gained; a plan whose figures another study of this run used the number for teaches none, nor
-        does one that was trained for longer."""
-        if self._digest(trial) == self._identity(result) and result.stretch == 1.0:
+        """What a proposal gained; a plan whose figures another study of this run used the number for teaches none."""
+        if self._digest(trial) == self._identity(result):
             excess = constraints_of(result, self.budget).get("over_budget")
             self._memory.learn(result, _source(trial), trial.params, excess)
 
@@ -190,15 +188,19 @@ class StudySampler:
             key = self._key(steps, stretch)
             if key not in self._seen:
                 trial = self._mirror.place(steps, self._distributions, TrialState.WAITING)
-                self._mirror.note(trial.number, {"source": source} | ({"stretch": stretch} if stretch != 1.0 else {}))
+                self._mirror.note(trial.number, noted(source, stretch))
                 self._seen[key] = self._mirror.write(trial.number)
                 added += 1
         return added
 
-    def enqueue_final(self, results: Iterable[TrialResult], stretch: float) -> int:
-        """The plans of these results once more, on a schedule so many times as long; returns how many are new."""
-        steps = [steps_to(self.space, result) for result in results]
-        return self.enqueue([s for s in steps if s is not None], FINAL, stretch=stretch)
+    def enqueue_final(self, results: Iterable[TrialResult], more: float) -> int:
+        """The plans of these results, to be trained for so many times the schedule more; returns how many are new."""
+        added = 0
+        for result in results:
+            steps = steps_to(self.space, result)
+            if steps is not None:
+                added += self.enqueue([steps], FINAL, stretch=result.stretch + more)
+        return added
 
     def _enqueue_twins(self, result: TrialResult) -> None:
         """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
@@ -238,9 +240,10 @@ class StudySampler:
             return waiting
         if self._exhausted or only:
             raise SpaceExhausted
-        steps = self._next_to_the_front()
-        if steps is not None:
-            return self._placed(steps, "neighbour")
+        found = self._at_the_front()
+        if found is not None:
+            source, steps, stretch = found
+            return self._placed(steps, source, stretch)
         for _ in range(PATIENCE):
             trial = self._mirror.draw(self._distributions)
             first = self._seen.get(self._key(trial.params))
@@ -253,9 +256,9 @@ class StudySampler:
             self._fresh()
             if self._neighbours:  # where the sampler would be, and no further draw of it is waited for
                 rng = random.Random(f"{self._seed}/{trial.number}/around")
-                steps = self._memory.around(trial.params, self._was_seen, rng)
-                if steps is not None:
-                    return self._placed(steps, "neighbour")
+                near = self._memory.around(trial.params, self._was_seen, rng)
+                if near is not None:
+                    return self._placed(near, "neighbour")
         return self._placed(self._unseen(), "random")
 
     def _waiting(self, only: Collection[str]) -> Proposal | None:
@@ -271,12 +274,16 @@ class StudySampler:
             self._mirror.finish(proposal.number, **self._like(first))
         return None
 
-    def _next_to_the_front(self) -> dict[str, int] | None:
-        """Steps to an unseen neighbour, if it is the neighbourhood's turn and there is one."""
+    def _at_the_front(self) -> tuple[str, dict[str, int], float] | None:
+        """(source, steps, stretch) of a plan next to the front or on it, if it is its turn and there is one."""
         if not self._neighbours:
             return None
+
+        def seen(steps: Mapping[str, int], stretch: float) -> bool:
+            return self._key(steps, stretch) in self._seen
+
         # by the number of the trial to come: what is drawn does not hang on how many draws went before
-        return self._memory.propose(self._was_seen, random.Random(f"{self._seed}/{len(self._mirror.trials)}"))
+        return self._memory.propose(seen, random.Random(f"{self._seed}/{len(self._mirror.trials)}"))
 
     def _was_seen(self, steps: Mapping[str, int]) -> bool:
         return self._key(steps) in self._seen
@@ -284,15 +291,15 @@ class StudySampler:
     def _key(self, steps: Mapping[str, int], stretch: float = 1.0) -> tuple[float, ...]:
         return (*[steps[name] for name in self._distributions], stretch)
 
-    def _placed(self, steps: Mapping[str, int], source: str) -> Proposal:
-        return self._written_down(self._mirror.place(steps, self._distributions, TrialState.RUNNING), source)
+    def _placed(self, steps: Mapping[str, int], source: str, stretch: float = 1.0) -> Proposal:
+        return self._written_down(self._mirror.place(steps, self._distributions, TrialState.RUNNING), source, stretch)
 
-    def _written_down(self, trial: FrozenTrial, source: str) -> Proposal:
+    def _written_down(self, trial: FrozenTrial, source: str, stretch: float = 1.0) -> Proposal:
         """A new plan that the durable study knows before anybody runs it."""
-        self._mirror.note(trial.number, {"source": source})
+        self._mirror.note(trial.number, noted(source, stretch))
         number = self._mirror.write(trial.number)
-        self._seen[self._key(trial.params)] = number
-        return replace(self._proposal(trial), number=number, source=source)
+        self._seen[self._key(trial.params, stretch)] = number
+        return replace(self._proposal(trial), number=number, source=source, stretch=stretch)
 
     def _unseen(self) -> dict[str, int]:
         """Steps to a plan that was not proposed before. Raises `SpaceExhausted`."""

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from ray.tune.search import Searcher
 
 from admm.compact import WEIGHTS_FILE
-from search.inherit import nearest_start
+from search.inherit import nearest_start, same_plan
 from search.result import TrialResult
 from search.sampler import FINAL, TWIN, Proposal, SpaceExhausted, StudySampler
 from search.store import RunStore, StoreError
@@ -55,8 +55,9 @@ class PlanSearcher(Searcher):
     """Offers unfinished trials first, then new plans, until `trials` of them were trained (or failed, or stopped).
 
     `stopped` says which trials the scheduler ended and why; `on_result` is called with each finished trial's record.
-    When the search is over, what `finals` chooses of the results is trained `final_stretch` times as long. With
-    `inherit` a plan begins with the weights of the nearest finished, less pruned one.
+    When the search is over, what `finals` chooses of the results is trained on from its own weights, until it has had
+    `final_stretch` times the schedule in all. With `inherit` a plan begins with the weights of the nearest finished,
+    less pruned one.
     Trials that still run when a driver ends are left for the next one.
     """
 
@@ -117,7 +118,7 @@ class PlanSearcher(Searcher):
     def _enqueue_finals(self) -> int:
         if self._final_stretch == 1.0:
             return 0
-        return self._sampler.enqueue_final(self._finals(self._store.results()), self._final_stretch)
+        return self._sampler.enqueue_final(self._finals(self._store.results()), self._final_stretch - 1.0)
 
     @property
     def infeasible(self) -> int:
@@ -160,15 +161,19 @@ class PlanSearcher(Searcher):
             "seed": self._seed,
             "precision": proposal.precision,
             "stretch": proposal.stretch,
+            "source": proposal.source,
             "start": self._start(proposal),
         }
 
-    def _start(self, proposal: Proposal) -> int | None:
-        """The finished trial whose weights this one begins with, None for the dense network's."""
-        if not self._inherit:
-            return None
-        start = nearest_start(proposal.plan, self._store.results(), self._has_weights)
-        return None if start is None else start.number
+    def _start(self, proposal: Proposal) -> tuple[int, float] | None:
+        """(the finished trial whose weights this one begins with, what that trained of this plan); None: dense."""
+        results = self._store.results()
+        if proposal.stretch > 1.0:
+            own = same_plan(proposal.plan, proposal.stretch, results, self._has_weights)
+            if own is not None:
+                return own.number, own.stretch
+        start = nearest_start(proposal.plan, results, self._has_weights) if self._inherit else None
+        return None if start is None else (start.number, 0.0)
 
     def _has_weights(self, number: int) -> bool:
         return (self._store.trial_dir(number) / WEIGHTS_FILE).exists()
@@ -244,6 +249,7 @@ class PlanSearcher(Searcher):
             reason=f"its worker was lost {RESTARTS + 1} times: {said}",
             params_sampled=dict(proposal.params),
             precision=proposal.precision,
+            source=proposal.source,
             stretch=proposal.stretch,
             requested=proposal.plan.to_dict(),
         )

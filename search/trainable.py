@@ -63,9 +63,13 @@ class PruneTrainable(tune.Trainable):
             seed=int(config["seed"]),
             precision=config["precision"],
             stretch=float(config["stretch"]),
-            start=None if start is None else Start(number=int(start), folder=self._store.trial_dir(int(start))),
+            source=config["source"],
+            start=None if start is None else self._start(int(start[0]), float(start[1])),
         )
         self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
+
+    def _start(self, number: int, stretch: float) -> Start:
+        return Start(number=number, folder=self._store.trial_dir(number), stretch=stretch)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial on this actor."""

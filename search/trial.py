@@ -69,11 +69,13 @@ class Bench:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """A finished, less pruned trial, whose weights another one begins with."""
+    """A finished trial, less pruned or of the same plan, whose weights another one begins with."""
 
     number: int
     folder: Path
     """Holds its plan.json and weights.safetensors."""
+    stretch: float = 0.0
+    """Of a trial of the same plan, its stretch; 0 of another plan's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,22 +92,26 @@ class TrialSpec:
     seed: int
     precision: Precision = "fp32"
     stretch: float = 1.0
-    """Times the job's iterations and epochs that it is trained for: more than 1 is the long schedule of the front."""
-
+    """Times the job's iterations and epochs that the plan has been trained for in the end."""
+    source: str = ""
+    """Who proposed it."""
     start: Start | None = None
     """Whose weights it begins with; None: the dense network's."""
 
     def __post_init__(self) -> None:
         self.plan.to_dict()
-        if not 1.0 <= self.stretch < math.inf:
-            raise ValueError(f"stretch must be at least 1 and finite, got {self.stretch!r}")
+        before = 0.0 if self.start is None else self.start.stretch
+        if not max(before, 0.99) < self.stretch < math.inf:
+            bound = "at least 1" if before < 1.0 else f"above the {before:g} that its start was trained for"
+            raise ValueError(f"stretch must be {bound} and finite, got {self.stretch!r}")
 
-    def stretched(self, job: Job) -> Job:
-        """The job with the schedule of this trial."""
-        if self.stretch == 1.0:
+    def scheduled(self, job: Job, before: float) -> Job:
+        """The job with the schedule that is left to this trial, whose plan was trained for `before` times it."""
+        times = self.stretch - before
+        if times == 1.0:
             return job
-        iterations = math.ceil(job.admm.iterations * self.stretch - 1e-9)
-        epochs = math.ceil(job.finetune.epochs * self.stretch - 1e-9)
+        iterations = max(1, math.ceil(job.admm.iterations * times - 1e-9))
+        epochs = math.ceil(job.finetune.epochs * times - 1e-9)
         return job.model_copy(
             update={
                 "admm": job.admm.model_copy(update={"iterations": iterations}),

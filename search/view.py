@@ -143,8 +143,8 @@ class View:
         ):
             if count := self._count(status):
                 parts.append(f"{count} {word}")
-        if final := sum(r.stretch != 1.0 for r in self._results.values()):
-            parts.append(f"{final} trained for longer")
+        if final := sum(r.source == "final" for r in self._results.values()):
+            parts.append(f"{final} of the final front trained on")
         if self._twins:
             parts.append(f"{self._twins} with weights of another")
         if self._baseline is not None:
@@ -164,8 +164,8 @@ class View:
         best = self._best()
         left = self._remaining()
         table.add_row("done", f"{self._done} of {self._trials}")
-        if final := sum(r.stretch != 1.0 for r in self._results.values()):
-            table.add_row("trained for longer", str(final))
+        if final := sum(r.source == "final" for r in self._results.values()):
+            table.add_row("of the final front, trained on", str(final))
         if self._twins:
             table.add_row("with weights of another", f"{self._twins} (not trained)")
         table.add_row("running", str(self._running()))

@@ -72,6 +72,7 @@ class TrialRun:
         self.pruned: PruneResult | None = None
         self._weights_of: int | None = None
         self._started_from: int | None = None
+        self._trained_before = 0.0 if spec.start is None else spec.start.stretch
         if store is not None and store.trial_dir(spec.number).exists():
             # the attempt before this one was killed after it had published, before it could say so
             store.discard_partial(spec.number)
@@ -88,7 +89,7 @@ class TrialRun:
     @property
     def total_steps(self) -> int:
         """Look at the shapes, train, retrain, measure."""
-        job = self.spec.stretched(self._bench.job)
+        job = self.spec.scheduled(self._bench.job, self._trained_before)
         return 2 + job.admm.iterations + job.finetune.epochs
 
     def step(self) -> Progress:
@@ -158,9 +159,10 @@ class TrialRun:
 
     def _prepare(self) -> None:
         bench = self._bench
-        job = self.spec.stretched(bench.job)
+        weights = self._first_weights().to(bench.device)
+        job = self.spec.scheduled(bench.job, self._trained_before)
         self._run = PruneRun(
-            self._first_weights().to(bench.device),
+            weights,
             self.spec.plan,
             train_batches=bench.task.train_batches,
             groups=bench.profile.groups,
@@ -177,15 +179,15 @@ class TrialRun:
         )
 
     def _first_weights(self) -> nn.Module:
-        """The dense network, or one of its shape with the weights of a less pruned trial."""
-        self._started_from = None
+        """The dense network, or one of its shape with the weights of another trial."""
+        self._started_from, self._trained_before = None, 0.0
         if self.spec.start is not None:
             try:
                 model = inflate(self._bench.dense, self.spec.start.folder)
             except PruneError:
                 pass  # its files are gone or damaged: nothing depends on them but time
             else:
-                self._started_from = self.spec.start.number
+                self._started_from, self._trained_before = self.spec.start.number, self.spec.start.stretch
                 return model
         return copy.deepcopy(self._bench.dense)
 
@@ -309,7 +311,7 @@ class TrialRun:
 
     def _schedule_note(self) -> tuple[str, ...]:
         stretch = self.spec.stretch
-        return () if stretch == 1.0 else (f"trained for {stretch:g} times the schedule of the search",)
+        return () if stretch == 1.0 else (f"its plan was trained for {stretch:g} times the schedule of a trial",)
 
     def _accuracy_of(self, model: nn.Module) -> float:
         task = self._bench.task
@@ -328,6 +330,7 @@ class TrialRun:
             seconds=self._seconds(),
             rungs=tuple(self._rungs),
             precision=self.spec.precision,
+            source=self.spec.source,
             stretch=self.spec.stretch,
             weights_of=self._weights_of,
             started_from=self._started_from if self._weights_of is None else None,

@@ -32,6 +32,7 @@ def result_of(proposal: Proposal, status: Status = "complete", **changes: Any) -
         "seed": 0,
         "params_sampled": dict(proposal.params),
         "requested": proposal.plan.to_dict(),
+        "source": proposal.source,
         "stretch": proposal.stretch,
         "precision": proposal.precision,
         "latency_ms": latency,

@@ -42,5 +42,5 @@ def test_they_are_spread_over_the_front_within_the_budget(
     assert all(r in whole for r in chosen)
     assert chosen[:1] == whole[:1]  # the most accurate one
     # what was trained for longer meanwhile changes nothing
-    longer = {n + 1000: replace(r, number=n + 1000, stretch=2.0, accuracy=1.5) for n, r in results.items()}
+    longer = {n + 1000: replace(r, number=n + 1000, source="final", accuracy=1.5) for n, r in results.items()}
     assert final_plans(BASELINE, results | longer, budget=budget, most=most) == chosen

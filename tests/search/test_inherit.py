@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from admm.plan import PruningPlan
-from search.inherit import contains, nearest_start
+from search.inherit import contains, nearest_start, same_plan
 from search.result import TrialResult
 from search.sampler import Proposal
 from tests.search.fabricated import SPACE, result_of
@@ -53,3 +53,17 @@ def test_only_a_finished_trial_with_its_weights_is_one_to_begin_with(status: str
     broken = result_of(Proposal(number=0, params={}, plan=_plan((1, 1, 1))), status)  # type: ignore[arg-type]
     assert nearest_start(plan, {0: broken}, lambda number: True) is None
     assert nearest_start(plan, whole, lambda number: True) == whole[0]
+
+
+def test_a_plan_goes_on_from_where_it_was_trained_most() -> None:
+    steps = (1, 2, 3)
+    results = {n: _result(n, steps, stretch=s) for n, s in enumerate((1.0, 2.0, 3.0))}
+    results[4] = _result(4, (1, 2, 2), stretch=2.9)
+
+    def begun(stretch: float, has: frozenset[int] = frozenset(range(5))) -> int | None:
+        found = same_plan(_plan(steps), stretch, results, has.__contains__)
+        return None if found is None else found.number
+
+    assert [begun(1.0), begun(2.0), begun(3.0), begun(4.0)] == [None, 0, 1, 2]
+    assert begun(3.0, frozenset({0, 2})) == 0
+    assert begun(4.0, frozenset()) is None

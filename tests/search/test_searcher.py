@@ -8,7 +8,6 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ class Search:
 
     def proposal(self, config: dict[str, Any]) -> Proposal:
         plan = PruningPlan.from_json(config["plan"])
-        names = ("number", "params", "precision", "stretch")
+        names = ("number", "params", "precision", "stretch", "source")
         return Proposal(plan=plan, **{name: config[name] for name in names})
 
     def finish(self, trial_id: str, config: dict[str, Any], status: Status = "complete", **changes: Any) -> TrialResult:
@@ -114,12 +113,12 @@ def test_a_whole_search(kind: str, tmp_path: Path) -> None:
 def test_the_config_is_all_a_worker_needs(tmp_path: Path) -> None:
     search = Search(tmp_path)
     config = search.searcher.suggest("a")
-    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision", "stretch", "start"}
+    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision", "stretch", "source", "start"}
     assert json.loads(json.dumps(config)) == config
     assert config["run_dir"] == str(search.store.root.resolve())
     assert config["seed"] == 7
     assert PruningPlan.from_json(config["plan"]) == SPACE.plan(config["params"])
-    assert search.searcher.proposal("a") == replace(search.proposal(config), source="random")
+    assert search.searcher.proposal("a") == search.proposal(config)
     assert (config["precision"], config["stretch"]) == ("fp32", 1.0)
     assert search.searcher.proposal("b") is None
 
@@ -403,7 +402,7 @@ def test_a_study_filled_from_results_knows_both_precisions(tmp_path: Path) -> No
 
 
 def _finals(results: Mapping[int, TrialResult]) -> list[TrialResult]:
-    own = [r for r in results.values() if r.status == "complete" and r.stretch == 1.0]
+    own = [r for r in results.values() if r.status == "complete" and r.source != "final"]
     return sorted(own, key=lambda r: -(r.accuracy or 0.0))[:2]
 
 
@@ -419,8 +418,14 @@ def test_the_front_is_trained_for_longer_when_the_search_is_over(kind: str, tmp_
     # the front is not known before the last trial ends
     assert search.searcher.suggest("e") is None
     search.finish("d", fourth)
-    chosen = {r.plan_digest for r in _finals(search.store.results())}
-    numbers = search.run()
+    first = _finals(search.store.results())
+    chosen = {r.plan_digest for r in first}
+    for result in first[:1]:  # of one of them the weights are kept
+        (search.store.trial_dir(result.number) / "weights.safetensors").write_bytes(b"weights")
+    begun = search.searcher.suggest("f")
+    search.finish("f", begun)
+    assert (begun["source"], begun["start"]) == ("final", (first[0].number, 1.0))
+    numbers = [begun["number"], *search.run()]
     finals = [search.store.result(n) for n in numbers]
     assert {r.plan_digest for r in finals} == chosen
     assert {r.stretch for r in finals} == {3.0}
@@ -474,7 +479,7 @@ def test_a_plan_begins_with_the_weights_of_the_nearest_less_pruned_trial(tmp_pat
         (staged / "weights.safetensors").write_bytes(b"weights")
         search.store.commit(result.number, staged, result)
         search.searcher.on_trial_complete(name, {"done": True})
-    assert starts == [None, 0, 1]
+    assert starts == [None, (0, 0.0), (1, 0.0)]
     (search.store.trial_dir(2) / "weights.safetensors").unlink()
     config = search.searcher.suggest("d")
-    assert config["start"] != 2
+    assert config["start"] is None or config["start"][0] != 2

@@ -547,7 +547,7 @@ def test_weights_of_another_trial_are_no_twins(change: str, store: RunStore) -> 
 
 def test_a_longer_schedule_is_as_long_as_it_says(store: RunStore) -> None:
     bench = make_bench(search={"early_stopping": True})
-    run = TrialRun(bench, replace(_spec(0), stretch=1.5), store=store)
+    run = TrialRun(bench, replace(_spec(0), stretch=1.5, source="final"), store=store)
     progress = _finish(run)
     result = run.result
     assert result is not None
@@ -560,6 +560,29 @@ def test_a_longer_schedule_is_as_long_as_it_says(store: RunStore) -> None:
     assert not result.spent
     assert json.loads((store.trial_dir(0) / "plan.json").read_text())["stretch"] == 1.5
     assert any("1.5 times the schedule" in note for note in result.notes)
+
+
+def test_a_plan_trained_on_from_its_own_weights_gets_what_is_left_of_its_schedule(store: RunStore) -> None:
+    bench = make_bench()
+    _finish(TrialRun(bench, _spec(0), store=store))
+    own = Start(number=0, folder=store.trial_dir(0), stretch=1.0)
+    run = TrialRun(bench, replace(_spec(1), stretch=3.0, start=own), store=store)
+    total = run.total_steps
+    progress = _finish(run)
+    assert run.result is not None
+    assert (run.result.status, run.result.started_from, run.result.stretch) == ("complete", 0, 3.0)
+    assert [p.phase for p in progress].count("admm") == 2 * ITERATIONS
+    assert [p.phase for p in progress].count("finetune") == 2 * EPOCHS
+    assert {p.total for p in progress} == {total}
+    # the same filters stay: what the plan asks for is gone already
+    kept = [json.loads((store.trial_dir(n) / "plan.json").read_text())["kept"]["0"]["out"] for n in (0, 1)]
+    assert kept[0] == kept[1]
+    # where those weights are gone, it is trained from the dense ones for the whole of it
+    gone = Start(number=7, folder=store.trial_dir(7), stretch=1.0)
+    whole = TrialRun(bench, replace(_spec(2), stretch=2.0, start=gone), store=store)
+    assert [p.phase for p in _finish(whole)].count("admm") == 2 * ITERATIONS
+    with pytest.raises(ValueError, match="stretch must be above the 1 that its start was trained for"):
+        replace(_spec(3), start=own)
 
 
 @pytest.mark.parametrize("stretch", [0.5, math.nan, math.inf])
