@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from quality_lab import Ask, Lab, Method, Trial
 from quality_real import RealLab
 
-from search.driver import UNIFORM
+from search.driver import CONTROL, UNIFORM
 from search.inherit import nearest_start, same_plan
 from search.result import TrialResult
 from search.sampler import Proposal, SpaceExhausted, StudySampler
@@ -25,7 +25,7 @@ ROUND = 1_000
 
 
 class Studied:
-    """Plans from a study: Optuna's samplers as the search uses them. `first` are tried before any other."""
+    """Plans from a study: Optuna's samplers as the search uses them. `first` are tried before any other, by whose they are."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Studied:
         kind: str,
         seed: int,
         *,
-        first: Sequence[Mapping[str, int]] = (),
+        first: Mapping[str, Sequence[Mapping[str, int]]] | None = None,
         charged: float = 0.0,
         neighbours: bool = False,
         inherit: bool = False,
@@ -50,7 +50,8 @@ class Studied:
         self._inherit = inherit
         self._results: dict[int, TrialResult] = {}
         self._trials: dict[int, Trial] = {}
-        self._sampler.enqueue(first)
+        for source, plans in (first or {}).items():
+            self._sampler.enqueue(plans, source)
         self._seed = seed
         self._charged = charged
 
@@ -134,11 +135,12 @@ def ours(lab: Lab, seed: int, *, inherit: bool = True) -> Method:
 
     A surrogate has no network to ask for sensitivities and no weights: it starts with the controls, from dense.
     """
-    uniform = [lab.space.uniform(sparsity) for sparsity in UNIFORM]
     if not isinstance(lab, RealLab):
-        return Studied(lab, "tpe", seed, first=uniform, neighbours=True)
+        uniform = [lab.space.uniform(sparsity) for sparsity in UNIFORM]
+        return Studied(lab, "tpe", seed, first={"uniform": uniform}, neighbours=True)
     warm, charged = lab.first_plans()
-    return Studied(lab, "tpe", seed, first=[*warm, *uniform], charged=charged, neighbours=True, inherit=inherit)
+    first = {"warm start": warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
+    return Studied(lab, "tpe", seed, first=first, charged=charged, neighbours=True, inherit=inherit)
 
 
 OURS = "ours"

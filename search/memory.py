@@ -24,7 +24,7 @@ from search.shares import pick, shares
 from search.space import Space
 
 #: Trials with figures before the neighbourhood of the best of them is worth a look.
-FIRST = 8
+FIRST = 6
 #: Share of the neighbours that the forecast chooses; the others are drawn blindly, should the forecast mislead.
 GUIDED = 0.9
 #: The source that trains a plan of the front for longer, from its own weights.

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from admm.errors import PruneError
 from evaluators.errors import EvaluationError
+from evaluators.rig import measures_modules
 from search.address import checked_address
 from search.bench import WEIGHTS_NAME, Prepared, dense_onnx, prepare_run, require_resources
 from search.budget import Budget
@@ -181,7 +182,7 @@ def _first_plans(store: RunStore, job: Job, prepared: Prepared, baseline: Baseli
         prepared,
         folder=store.root,
         dense_latency_ms=baseline.latency_ms,
-        dense=dense_onnx(store),
+        dense=None if measures_modules(job.deciding_rig.name) else dense_onnx(store),
         device=torch.device("cuda" if gpu else "cpu"),
         count=min(COUNT, max(2, job.search.trials // 3)),
         say=view.say,

@@ -187,7 +187,8 @@ def test_the_share_closed_is_of_the_gap_between_the_best_baseline_and_the_ceilin
         point = bench.lab.Point
         return bench.lab.Played(
             points=tuple(
-                point(epochs=5.0 * i, accuracy=0.94, relative_latency=1 / s, plan={}) for i, s in enumerate(speedups, 1)
+                point(epochs=5.0 * i, accuracy=0.94, relative_latency=1 / s, source="", plan={})
+                for i, s in enumerate(speedups, 1)
             ),
             stopped=0,
             epochs=20.0,

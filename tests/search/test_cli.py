@@ -150,6 +150,7 @@ def test_the_front_as_json_has_the_columns_of_the_table(searched: Searched, capf
     assert list(COLUMNS) == [
         "trial", "accuracy", "accuracy_drop", "latency_ms", "speedup", "compression_x", "macs", "params",
         "within_budget",
+        "precision",
     ]  # fmt: skip
     assert rows[0]["trial"] == "dense"
     store, budget = RunStore.open(searched.root), Budget(speedup=1.1)

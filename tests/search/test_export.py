@@ -140,7 +140,7 @@ def test_an_export_holds_the_files_and_a_card_with_both_measurements(store: RunS
     assert card.keys() == {
         "schema", "prunefront", "run", "trial", "plan_digest", "seed", "accuracy", "accuracy_stderr", "accuracy_drop",
         "accuracy_data", "test", "compression_x", "macs", "params", "measured_in_search", "measured_at_export", "dense",
-        "lowered", "int8", "notes", "reproduce",
+        "lowered", "int8", "notes", "reproduce", "precision", "stretch",
     }  # fmt: skip
     assert (card["run"], card["trial"], card["seed"], card["plan_digest"]) == ("r", 0, 3, "digest0")
     assert Measurement.from_dict(card["measured_at_export"]) == done.measured

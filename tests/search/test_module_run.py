@@ -28,7 +28,7 @@ rigs: [torch-cpu]
 sparsity: {align: 8}
 admm: {iterations: 2}
 finetune: {epochs: 1}
-search: {trials: 2}
+search: {trials: 2, final_stretch: 1}
 resources: {max_concurrent: 2}
 """
 pytestmark = pytest.mark.ray
