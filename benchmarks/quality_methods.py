@@ -25,7 +25,7 @@ ROUND = 1_000
 
 
 class Studied:
-    """Plans from a study: Optuna's samplers as the search uses them. `first` are tried before any other, by whose they are."""
+    """Plans from a study: Optuna's samplers as the search uses them. `first`, by whose they are, are tried first."""
 
     def __init__(
         self,
