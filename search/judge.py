@@ -29,7 +29,9 @@ class Judge:
     """Scores plans by what one draw of the forecast makes of them.
 
     `known` are the finished plans with both figures and `rows` their features; `over_rows` and `excesses` those of
-    all plans whose excess over the budget is known. `floor` is the hypervolume's least accuracy.
+    all plans whose excess over the budget is known. `floor` is the hypervolume's least accuracy. With `inherit` plans
+    begin with the weights of known ones and are worth what they add to all that is known; without, to what plans showed
+    at first.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Judge:
         excesses: Sequence[float],
         floor: float,
         rng: np.random.Generator,
+        *,
+        inherit: bool = False,
     ) -> None:
         self._features = features
         self._floor = floor
@@ -57,17 +61,40 @@ class Judge:
         self._latency = drawn(Line(rows, np.asarray([-math.log(k.figures.speedup) for k in known])), rows.shape[1])
         self._excess = drawn(Line(over_rows, np.log1p(np.asarray(excesses))), rows.shape[1]) if len(excesses) else None
         self._area = Area(floor)
-        for k in [known[i] for i in at_first]:
+        for k in known if inherit else [known[i] for i in at_first]:
             if k.excess is None or k.excess <= 0.0:
                 self._area.add(*k.figures.point)
+        self._starts: tuple[Floats, Floats, Floats] | None = None
+        if inherit and known:
+            above = np.asarray([k.figures.accuracy for k in known]) - self._accuracy(rows)
+            latency = np.asarray([1.0 / k.figures.speedup for k in known])
+            self._starts = features.steps([k.steps for k in known]), above, latency
 
     def scores(self, plans: Sequence[Mapping[str, int]]) -> Floats:
         """The hypervolume that each plan would add; with a budget the more, the nearer it ends under it."""
         rows = self._features.of(plans)
-        accuracy = self._floor + ACCURACY_SPAN - self._loss.at(rows)
+        accuracy = self._accuracy(rows) + self._lift(plans)
         latency = np.exp(np.clip(self._latency.at(rows), -30.0, 30.0))
         gains = np.asarray([self._area.gain(float(a), float(t)) for a, t in zip(accuracy, latency, strict=True)])
         if self._excess is not None:
             excess = self._excess.at(rows)
             gains *= np.where(excess <= 0.0, np.exp(np.clip(excess / REACH, -20.0, 0.0)), 0.0)
         return gains
+
+    def _accuracy(self, rows: Floats) -> Floats:
+        return np.asarray(self._floor + ACCURACY_SPAN - self._loss.at(rows))
+
+    def _lift(self, plans: Sequence[Mapping[str, int]]) -> Floats:
+        """How far the weights that each plan would begin with are above what their own plan was forecast to show.
+
+        Those are the weights of the fastest known plan that removes no more anywhere.
+        """
+        lift = np.zeros(len(plans))
+        if self._starts is None:
+            return lift
+        steps, above, latency = self._starts
+        for i, wanted in enumerate(self._features.steps(plans)):
+            inside = (steps <= wanted).all(axis=1) & (steps < wanted).any(axis=1)
+            if inside.any():
+                lift[i] = above[np.where(inside, latency, np.inf).argmin()]
+        return lift

@@ -59,7 +59,7 @@ class Memory:
         *,
         again: bool = False,
     ) -> None:
-        self._neighbourhood = Neighbourhood(space, cost=cost)
+        self._neighbourhood = Neighbourhood(space, cost=cost, deepen=again)
         self._features = Features(space)
         self._sources = (kind, "neighbour", *([AGAIN] if again else []))
         self._dense_accuracy = dense_accuracy
@@ -108,7 +108,7 @@ class Memory:
             longer = known.stretch + 1.0
             if longer > LONGEST_AGAIN or seen(known.steps, longer):
                 continue
-            rise = RISE * max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN) / known.stretch
+            rise = RISE**known.stretch * max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
             gain = self._area.gain(known.figures.accuracy + rise, 1.0 / known.figures.speedup)
             if known.excess is not None:
                 gain *= math.exp(max(known.excess, -20.0 * REACH) / REACH)
@@ -209,4 +209,5 @@ class Memory:
             [excess for excess, _ in over],
             self.floor,
             np.random.default_rng(seed),
+            inherit=AGAIN in self._sources,
         )

@@ -23,6 +23,8 @@ FURTHER = 0.35
 MORE = 0.6
 CROSSOVER = 0.25
 SWAP = 0.2
+#: Share of the changes that only remove more, where trials begin with the weights of others.
+DEEPEN = 0.5
 #: Excess (share of the budget) over which a parent's weight falls by e: those just under the budget count.
 REACH = 0.1
 #: The same for accuracy that lies below what the hypervolume counts.
@@ -75,10 +77,12 @@ class Neighbourhood:
     """Draws changed plans within one space.
 
     `cost` forecasts a plan's relative latency, to find the structure step that costs the same; without one, what a
-    layer keeps is the product of what each of its structures keeps.
+    layer keeps is the product of what each of its structures keeps. With `deepen` some plans only remove more than
+    their parent, so that they can begin with its weights.
     """
 
-    def __init__(self, space: Space, *, cost: Callable[[Steps], float] | None = None) -> None:
+    def __init__(self, space: Space, *, cost: Callable[[Steps], float] | None = None, deepen: bool = False) -> None:
+        self._deepen = DEEPEN if deepen else 0.0
         self._dimensions = {d.name: d for d in space.dimensions}
         self._sizes = space.sizes
         self._cost = cost if cost is not None else self._kept
@@ -133,6 +137,8 @@ class Neighbourhood:
     def change(self, plans: Sequence[Steps], weights: Sequence[float], rng: random.Random) -> dict[str, int]:
         """A plan next to one of these: two crossed, a structure swapped, or a few dimensions moved."""
         steps = dict(rng.choices(plans, weights)[0])
+        if self._deepen > 0.0 and rng.random() < self._deepen:
+            return self.mutate(steps, rng, only_up=True)
         kind = rng.random()
         if len(plans) > 1 and kind < CROSSOVER:
             steps = self.cross(steps, rng.choices(plans, weights)[0], rng)
@@ -145,10 +151,15 @@ class Neighbourhood:
         """The steps in the order of the space: one key a plan."""
         return tuple([steps[name] for name in self._sizes])
 
-    def mutate(self, steps: Steps, rng: random.Random) -> dict[str, int]:
-        """A few dimensions by one or two steps up or down; at least one changes unless the space has one plan."""
+    def mutate(self, steps: Steps, rng: random.Random, *, only_up: bool = False) -> dict[str, int]:
+        """A few dimensions by one or two steps up or down; at least one changes where one can.
+
+        With `only_up` nothing is given back, and the choice of a precision stays.
+        """
         changed = dict(steps)
         movable = [name for name, steps_there in self._sizes.items() if steps_there > 1]
+        if only_up:
+            movable = [n for n in movable if n in self._dimensions and changed[n] < self._sizes[n] - 1]
         if not movable:
             return changed
         count = 1
@@ -159,7 +170,9 @@ class Neighbourhood:
             while rng.random() < FURTHER:
                 size += 1
             # at an end of the range there is one way only
-            way = rng.choice([sign for sign, there in ((1, changed[name] < top), (-1, changed[name] > 0)) if there])
+            way = rng.choice(
+                [sign for sign, there in ((1, changed[name] < top), (-1, changed[name] > 0 and not only_up)) if there]
+            )
             changed[name] = max(0, min(top, changed[name] + way * size))
         return changed
 

@@ -36,6 +36,10 @@ class Features:
             for d in space.dimensions
         ]
 
+    def steps(self, plans: Sequence[Mapping[str, int]]) -> Floats:
+        """The steps of the dimensions [plans, dimensions]."""
+        return np.asarray([[p[n] for n in self._names] for p in plans], dtype=np.float64).reshape(len(plans), -1)
+
     def of(self, plans: Sequence[Mapping[str, int]]) -> Floats:
         """One row a plan."""
         u = np.asarray([[r[p[n]] for n, r in zip(self._names, self._removed, strict=True)] for p in plans])

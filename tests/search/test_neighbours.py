@@ -159,3 +159,22 @@ def test_plans_below_what_counts_weigh_less_the_lower(floor: float) -> None:
     assert all(w > 0.0 for w in weights)
     assert weights == sorted(weights, reverse=True)
     assert (weights[0] > weights[-1]) == (floor > 0.7)
+
+
+@given(PLANS, SEEDS)
+def test_a_deeper_plan_gives_nothing_back(steps: dict[str, int], seed: int) -> None:
+    deeper = Neighbourhood(MIXED, deepen=True).mutate(steps, random.Random(seed), only_up=True)
+    assert legal(deeper)
+    assert all(deeper[name] >= steps[name] for name in NAMES)
+    assert (deeper == steps) == (steps == TOPS)
+
+
+def test_half_of_the_changes_only_remove_more_where_weights_are_inherited() -> None:
+    rng, middle = random.Random(0), {name: top // 2 for name, top in TOPS.items()}
+
+    def share(deepen: bool) -> float:
+        near = Neighbourhood(MIXED, deepen=deepen)
+        drawn = [near.change([middle], [1.0], rng) for _ in range(1000)]
+        return sum(all(d[n] >= middle[n] for n in NAMES) for d in drawn) / len(drawn)
+
+    assert share(deepen=True) > share(deepen=False) + 0.25

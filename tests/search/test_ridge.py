@@ -114,3 +114,27 @@ def test_with_a_budget_plans_over_it_score_nothing_and_those_far_under_it_little
     assert free.scores([over])[0] > 0.0
     assert bound.scores([over])[0] == 0.0
     assert bound.scores([just])[0] > 0.0
+
+
+def test_a_plan_that_begins_with_better_weights_is_expected_to_show_more() -> None:
+    """One plan was trained on, and is above its forecast by two points: so is what only removes more than it."""
+    drawn = plans(60)
+    known = [
+        Known(steps=p, figures=Figures(accuracy=0.95 - 0.01 * sum(p.values()) / 3, speedup=math.exp(-kept_log(p))))
+        for p in drawn
+    ]
+    base = dict.fromkeys((d.name for d in SPACE.dimensions), 1)
+    better = Known(steps=base, figures=Figures(accuracy=0.97, speedup=math.exp(-kept_log(base))), stretch=2.0)
+    every = [*known, better]
+
+    def judge(inherit: bool) -> Judge:
+        rows = FEATURES.of([k.steps for k in every])
+        rng = np.random.default_rng(0)
+        return Judge(FEATURES, every, rows, rows[:0], [], 0.9, rng, inherit=inherit)
+
+    deeper, other = base | {"l0/filter": 2}, dict.fromkeys(base, 0) | {"l0/filter": 2}
+    lifted, plain = judge(inherit=True), judge(inherit=False)
+    assert lifted._lift([deeper, other])[0] == pytest.approx(
+        0.97 - float(lifted._accuracy(FEATURES.of([base]))[0]), abs=1e-9
+    )
+    assert plain._lift([deeper, other]).tolist() == [0.0, 0.0]
