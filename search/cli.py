@@ -210,6 +210,10 @@ def measure(
     all_trials: Annotated[
         bool, typer.Option("--all-trials", metavar="", help="Of a run, all complete trials, not the front alone.")
     ] = False,
+    trial: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", parser=whole, help="Of a run, this trial alone; may be given again."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of an ONNX file, or of a run again.
@@ -227,6 +231,7 @@ def measure(
         threads=threads,
         batch=batch,
         all_trials=all_trials,
+        trials=trial or (),
         as_json=as_json,
         console=Console(highlight=False),
     )

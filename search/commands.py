@@ -18,8 +18,10 @@ import search
 from search.atomic import parse_json
 from search.budget import Budget
 from search.errors import UserError
+from search.final_measure import read_final
 from search.final_scores import read_scores, scores_line
 from search.front import failures, front_rows, status_line
+from search.front_details import detailed_rows, missed_lines, progress_content, tied_line
 from search.job import Job
 from search.job_file import load_job
 from search.recipe import recipe_of
@@ -37,19 +39,33 @@ def write_reports(store: RunStore, job: Job, baseline: Baseline, results: Mappin
     """front.json, front.csv and front.png in the run folder."""
     budget = Budget.of(job)
     clock = _clock(baseline, job)
-    rows = front_rows(baseline, results, budget.holds if budget is not None else None)
-    write_front(store, rows, clock=clock, budget=job.budget.model_dump() if job.budget is not None else None)
+    write_front(
+        store,
+        _rows(store, job, baseline, results),
+        clock=clock,
+        budget=job.budget.model_dump() if job.budget is not None else None,
+        progress=progress_content(store, baseline, results, budget),
+    )
     line = budget.latency_line(baseline.latency_ms) if budget is not None else None
     plot_front(store.root / "front.png", baseline, results, line, title=store.name, clock=clock)
+
+
+def _rows(store: RunStore, job: Job, baseline: Baseline, results: Mapping[int, TrialResult]) -> list[dict[str, Any]]:
+    budget = Budget.of(job)
+    rows = front_rows(baseline, results, budget.holds if budget is not None else None)
+    return detailed_rows(rows, results, read_final(store, job))
 
 
 def print_front(
     store: RunStore, job: Job, baseline: Baseline, results: Mapping[int, TrialResult], console: Console
 ) -> None:
     """The front as a table, then what became of the other trials."""
-    budget = Budget.of(job)
-    rows = front_rows(baseline, results, budget.holds if budget is not None else None)
+    rows = _rows(store, job, baseline, results)
     print_whole(console, rich_table(rows, _clock(baseline, job)))
+    if (tied := tied_line(rows)) is not None:
+        console.print(Text(tied), soft_wrap=True)
+    for line in missed_lines(rows, read_final(store, job), Budget.of(job)):
+        console.print(Text(line), soft_wrap=True)
     console.print(Text(status_line(results)))
     if scores := read_scores(store):
         console.print(Text(scores_line(scores, [str(row["trial"]) for row in rows])), soft_wrap=True)
@@ -71,11 +87,11 @@ def show_front(run: Path, *, as_json: bool, console: Console) -> None:
     if not as_json:
         print_front(store, job, baseline, results, console)
         return
-    budget = Budget.of(job)
     content = {
         "run": store.name,
         "clock": _clock(baseline, job),
-        "front": front_rows(baseline, results, budget.holds if budget is not None else None),
+        "front": _rows(store, job, baseline, results),
+        **progress_content(store, baseline, results, Budget.of(job)),
         "trials": {str(n): {"status": r.status, "reason": r.reason} for n, r in results.items()},
         "test": read_scores(store),
         "problems": store.problems(),

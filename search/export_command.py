@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +18,10 @@ from evaluators.rig import measures_modules
 from search.bench import dense_forms, local_measure, local_modules, prepare_task, require_same_data
 from search.budget import Budget
 from search.errors import UserError
-from search.export import Quantized, candidates, export_trial, require_new
+from search.export import Exported, Quantized, candidates, export_trial, require_new
 from search.job import Job
 from search.job_file import load_job
+from search.keep import has_weights, how_to_make_again
 from search.payload import Payload
 from search.result import TrialResult
 from search.shipped import calibration_inputs, fastest_int8
@@ -69,7 +71,7 @@ def export_from_run(
     measure = local_measure(job, dense_forms(store, job), local_modules(job))
     done = export_trial(
         store,
-        chosen,
+        with_weights(store, chosen),
         out,
         measure=lambda content: measure(rig, content),
         budget=budget,
@@ -77,7 +79,7 @@ def export_from_run(
         max_drop=max_drop,
         content_of=partial(trial_payload, store, rig) if measures_modules(rig) else None,
     )
-    for number, why in done.refused:
+    for number, why in passed_over(chosen, done):
         console.print(Text(f"trial {number} was passed over: {why}"), soft_wrap=True)
     best, measured = done.trial, done.measured
     accuracy, drop = best.accuracy, best.accuracy_drop or 0.0
@@ -93,6 +95,22 @@ def export_from_run(
         ),
         soft_wrap=True,
     )
+
+
+def with_weights(store: RunStore, chosen: list[TrialResult]) -> list[TrialResult]:
+    """Those whose weights were kept. Raises `UserError` where none is left, with how to make the first again."""
+    kept = [trial for trial in chosen if has_weights(store, trial.number)]
+    if not kept:
+        rest = f"{len(chosen)} trials fit, and none kept its weights; " if len(chosen) > 1 else ""
+        raise UserError(rest + how_to_make_again(store, chosen[0].number))
+    return kept
+
+
+def passed_over(chosen: list[TrialResult], done: Exported) -> list[tuple[int, str]]:
+    """(trial, reason) of those that were preferred to the one exported."""
+    better = takewhile(lambda trial: trial.number != done.trial.number, chosen)
+    refused = dict(done.refused)
+    return [(trial.number, refused.get(trial.number, "its weights were not kept")) for trial in better]
 
 
 def trial_payload(store: RunStore, rig: str, trial: TrialResult) -> bytes:

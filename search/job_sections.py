@@ -150,6 +150,11 @@ class SearchSettings(Section):
     many times the iterations and epochs of a trial; 1 leaves it out."""
     final_trials: Annotated[int, Field(ge=1)] = 8
     """At most so many plans, spread over the front (over what keeps the budget, where there is one)."""
+    remeasure: bool = True
+    """Whether the final front and the dense network are measured again, in a fresh process, when all is trained."""
+    keep_weights: Literal["all", "front"] = "all"
+    """`front`: when a search is complete, the weights and the ONNX files of trials that nothing wants any more are
+    removed. What stays of such a trial is its result, its plan and its trace."""
     study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"
     """`sqlite` (study.db in the run folder), a `sqlite:///` URL, or `journal:PATH` for shared file systems."""
 

@@ -32,7 +32,7 @@ from search.remeasured import (
     write_next,
 )
 from search.report import print_whole
-from search.result import Baseline
+from search.result import Baseline, TrialResult
 from search.store import RunStore
 
 SCHEMA = 1
@@ -47,6 +47,7 @@ def measure_target(
     threads: int | None,
     batch: int | None,
     all_trials: bool,
+    trials: Sequence[int] = (),
     as_json: bool,
     console: Console,
 ) -> None:
@@ -57,11 +58,18 @@ def measure_target(
                 f"--against goes with an ONNX file: {target} is a run, and is measured against its own dense network"
             )
         measure_run(
-            target, rig=rig, threads=threads, batch=batch, all_trials=all_trials, as_json=as_json, console=console
+            target,
+            rig=rig,
+            threads=threads,
+            batch=batch,
+            all_trials=all_trials,
+            trials=trials,
+            as_json=as_json,
+            console=console,
         )
         return
-    if all_trials:
-        raise UserError(f"--all-trials goes with a run folder: {target} is none")
+    if all_trials or trials:
+        raise UserError(f"--{'all-trials' if all_trials else 'trial'} goes with a run folder: {target} is none")
     measure_models(
         target,
         against,
@@ -130,14 +138,17 @@ def measure_run(
     threads: int | None,
     batch: int | None,
     all_trials: bool,
+    trials: Sequence[int] = (),
     as_json: bool,
     console: Console,
 ) -> None:
-    """Measure the dense network and the front of a run (or all its complete trials) again; nothing is trained.
+    """Measure the dense network and the front of a run (or all its complete trials, or these) again; none is trained.
 
     Each takes turns with the run's dense ONNX file. The record goes to `RUN/measured/<rig>-<n>.json`, whole or not at
     all; results of the search stay as they are.
     """
+    if all_trials and trials:
+        raise UserError("--all-trials and --trial were given: leave one of them out")
     store = RunStore.open(root)
     job = load_job(store.job_path)
     spec, baseline = _rig_spec(job, rig, threads, batch), store.read_baseline()
@@ -147,7 +158,7 @@ def measure_run(
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
     results = store.results()
     before = front_results(baseline, results)
-    wanted = complete_trials(results) if all_trials else before
+    wanted = _chosen(results, trials) if trials else complete_trials(results) if all_trials else before
     with writable_folder(store.root / FOLDER), progress() as say:
         again, skipped = measure_again(store, job, baseline, wanted, measure, spec, say)
         if wanted and len(again) == 1:
@@ -170,6 +181,16 @@ def measure_run(
             console.print(Text(f"written to {written}"), soft_wrap=True)
     if failure is not None:
         raise failure
+
+
+def _chosen(results: Mapping[int, TrialResult], trials: Sequence[int]) -> list[TrialResult]:
+    """The trials of these numbers, each once. Raises `UserError` for one that has no network."""
+    complete = {trial.number: trial for trial in complete_trials(results)}
+    for number in trials:
+        if number not in complete:
+            ended = f"is {results[number].status}" if number in results else "is not in this run"
+            raise UserError(f"--trial {number}: it {ended}, and only complete trials have a network to measure")
+    return [complete[number] for number in dict.fromkeys(trials)]
 
 
 def _rig_spec(job: Job, rig: str | None, threads: int | None, batch: int | None) -> RigSpec:

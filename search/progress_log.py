@@ -80,9 +80,14 @@ def log_hypervolume(results: Mapping[int, TrialResult], baseline: Baseline) -> f
     return rows[-1].hypervolume if rows else 0.0
 
 
-def progress(results: Mapping[int, TrialResult], baseline: Baseline, budget: Budget | None = None) -> list[Progress]:
-    """One row a finished trial, by number: for front.json and the report. Without a budget every trial is within."""
-    area, epochs, best = Area(accuracy_floor(baseline.accuracy)), 0.0, None
+def progress(
+    results: Mapping[int, TrialResult], baseline: Baseline, budget: Budget | None = None, *, before: float = 0.0
+) -> list[Progress]:
+    """One row a finished trial, by number: for front.json and the report. Without a budget every trial is within.
+
+    `before` is what was spent before the first trial, in epochs.
+    """
+    area, epochs, best = Area(accuracy_floor(baseline.accuracy)), before, None
     rows = []
     for number in sorted(results):
         result = results[number]

@@ -97,11 +97,13 @@ def write_front(
     *,
     clock: str,
     budget: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `front.json` and `front.csv` into the run folder, each whole or not at all.
 
     The JSON object holds `schema`, `run`, `clock`, `budget`, `trials` (count by status), `failed` (trial and
-    reason) and `rows`, those of `front_rows` unrounded; the CSV holds the rows. Raises `StoreError`.
+    reason), `rows`, those of `detailed_rows` unrounded, and what `progress_content` gives; the CSV holds the columns
+    of the table. Raises `StoreError`.
     """
     results = store.results()
     content = {
@@ -112,10 +114,11 @@ def write_front(
         "trials": status_counts(results),
         "failed": [{"trial": number, "reason": reason} for number, reason in failures(results)],
         "rows": list(rows),
+        **(progress or {}),
     }
     write_atomic(store.root / "front.json", json_text(content))
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(store.root / "front.csv", text.getvalue())

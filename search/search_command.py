@@ -21,9 +21,11 @@ from search.bench import WEIGHTS_NAME, Prepared, dense_onnx, prepare_run, requir
 from search.budget import Budget
 from search.commands import environment, is_run, print_front, write_reports
 from search.errors import UserError
+from search.final_measure import remeasure_front
 from search.final_scores import score_front
 from search.job import Job
 from search.job_file import load_job
+from search.keep import disk_line, remove_unwanted
 from search.points import read_points
 from search.recipe import as_begun, require_same_recipe
 from search.result import Baseline, TrialResult
@@ -156,11 +158,13 @@ def _drive(
             seconds=seconds,
         )
     write_reports(store, job, baseline, outcome.results)
+    disk = None
     if outcome.complete:
         try:
             score_front(store, prepared.task, baseline, outcome.results)
         except UserError as error:
             view.say(str(error))
+        disk = _finish(store, job, baseline, outcome.results, view)
     print_front(store, job, baseline, outcome.results, console)
     console.print(Text(f"picture: {store.root / 'front.png'}"), soft_wrap=True)
     if outcome.complete:
@@ -169,10 +173,33 @@ def _drive(
         elif len(outcome.results) == before:
             view.say(f"all {job.search.trials} trials were done before: --trials asks for more")
         _say_how_to_export(view, store.root, job, outcome.results)
+        if disk is not None:
+            view.say(disk)
         return
     view.say(_how_to_go_on(store.root, outcome.reason or "stopped"))
     if outcome.reason == "interrupted":
         raise SystemExit(INTERRUPTED)
+
+
+def _finish(
+    store: RunStore, job: Job, baseline: Baseline, results: Mapping[int, TrialResult], view: View
+) -> str | None:
+    """What follows the last trial: the front measured again, weights removed that nothing wants any more.
+
+    Neither may take the end of a search from the user: what goes wrong is one line. Returns what is to be said of the
+    disk, if anything.
+    """
+    try:
+        if job.search.remeasure and remeasure_front(store, job, baseline, results, view.say):
+            write_reports(store, job, baseline, results)
+    except UserError as error:
+        view.say(str(error))
+    removed = 0
+    try:
+        removed = remove_unwanted(store, job, baseline, results)
+    except UserError as error:
+        view.say(str(error))
+    return disk_line(store, job, results, removed)
 
 
 def _first_plans(store: RunStore, job: Job, prepared: Prepared, baseline: Baseline, view: View) -> FirstPlans:

@@ -121,6 +121,14 @@ class Sensitivity:
         return found
 
 
+def epochs_spent(folder: Path) -> float:
+    """What the table in a run folder has cost so far; 0 where there is none that can be read."""
+    try:
+        return Sensitivity.from_dict(parse_json((folder / FILE_NAME).read_bytes())).epochs
+    except (OSError, ValueError):
+        return 0.0
+
+
 def steps_to_measure(dimension: Dimension, count: int = STEPS) -> tuple[int, ...]:
     """At most `count` steps spread evenly over the sparsities of a dimension, its last always; none removes nothing."""
     first = 0 if dimension.sparsities[0] > 0.0 else 1

@@ -146,7 +146,7 @@ def test_a_run_folder_holds_what_it_should(searched: Searched) -> None:
 def test_the_front_as_json_has_the_columns_of_the_table(searched: Searched, capfd: pytest.CaptureFixture[str]) -> None:
     said = json.loads(succeed(capfd, "front", searched.root, "--json"))
     rows = said["front"]
-    assert [list(row) for row in rows] == [list(COLUMNS)] * len(rows)
+    assert [list(row) for row in rows] == [[*COLUMNS, "tied_with", "latency_again", "speedup_again"]] * len(rows)
     assert list(COLUMNS) == [
         "trial", "accuracy", "accuracy_drop", "latency_ms", "speedup", "compression_x", "macs", "params",
         "within_budget",
@@ -158,7 +158,14 @@ def test_the_front_as_json_has_the_columns_of_the_table(searched: Searched, capf
     assert [row["trial"] for row in rows] == ["dense", *(trial.number for trial in front[1:])]
     assert [row["within_budget"] for row in rows] == [budget.holds(trial) for trial in front]
     assert {row["trial"] for row in rows[1:]} <= set(searched.results())
-    assert rows == json.loads((searched.root / "front.json").read_text())["rows"]
+    written = json.loads((searched.root / "front.json").read_text())
+    assert rows == written["rows"]
+    assert said["progress"] == written["progress"]
+    assert [row["trial"] for row in said["progress"]] == sorted(store.results())
+    spent = [said["reference"]["epochs_before"], *(row["epochs"] for row in said["progress"])]
+    assert spent[0] > 0.0, "what the sensitivity table cost"
+    assert spent == sorted(spent)
+    assert {row["latency_again"] for row in rows} == {None}, "the job leaves it out"
     # paired with the dense model's: latencies of trials that ran minutes apart need not be in this order
     speedups = [row["speedup"] for row in rows[1:]]
     assert speedups == sorted(speedups)
@@ -179,7 +186,7 @@ def test_the_front_as_a_table_fits_a_plain_terminal(
         "params",
         "budget",
     ]
-    table = [line.rstrip() for line in said.splitlines() if not line.startswith(("test accuracy", "note on"))]
+    table = [line.rstrip() for line in said.splitlines() if not line.startswith(("test accuracy", "note on", "tied, "))]
     assert "…" not in said
     rows = json.loads((searched.root / "front.json").read_text())["rows"]
     if all(row["latency_ms"] >= 0.01 and abs(row["accuracy_drop"]) < 10 for row in rows):
@@ -388,6 +395,10 @@ def test_the_example_of_a_users_own_network_in_a_terminal(tmp_path: Path) -> Non
         assert noise not in plain
     rows = json.loads((tmp_path / "runs" / "job-001" / "front.json").read_text())["rows"]
     assert rows[0]["trial"] == "dense"
+    # a front of none starts no process
+    assert all((row["latency_again"] is None) == (len(rows) == 1) for row in rows)
+    assert ("measuring the front again, in a fresh process" in plain) == (len(rows) > 1)
+    assert "was not measured again" not in plain
 
 
 def test_what_the_readme_types_exists(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -186,9 +186,12 @@ class TestFiles:
 
     def test_json_and_csv_hold_the_same_rows_unrounded(self, store: RunStore) -> None:
         rows = front_rows(BASELINE, store.results(), within)
-        write_front(store, rows, clock="thread_cpu", budget={"latency_ms": 0.6})
+        progress = {"progress": [{"trial": 0}], "reference": {"accuracy": 0.95}}
+        more = [{**row, "tied_with": []} for row in rows]
+        write_front(store, more, clock="thread_cpu", budget={"latency_ms": 0.6}, progress=progress)
         content = json.loads((store.root / "front.json").read_text())
-        assert content["rows"] == rows
+        assert content["rows"] == more
+        assert (content["progress"], content["reference"]) == (progress["progress"], progress["reference"])
         assert content["run"] == "digits-001"
         assert content["clock"] == "thread_cpu"
         assert content["budget"] == {"latency_ms": 0.6}
