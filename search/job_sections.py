@@ -142,7 +142,7 @@ class SearchSettings(Section):
     warm_start: bool = True
     """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
     once, and the latency forecast."""
-    inherit: bool = False
+    inherit: bool = True
     """Whether trials go on from the weights of finished ones: a new plan from those of the nearest less pruned plan,
     and a plan of the front, trained once more, from its own."""
     final_stretch: Annotated[float, Field(ge=1.0, le=LONGEST)] = 2.0
