@@ -40,6 +40,7 @@ from search.payload import Payload, dense_payload
 from search.precision import Precision
 from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
 from search.result import Baseline
+from search.second_look import looked_at_again
 from search.shipped import SHAPE_SAMPLES, Form, calibration_inputs, lowers, shipped_form
 from search.store import MODEL_NAME, RunStore, write_atomic
 from search.tasks.base import PreparedTask, check_task, prepare
@@ -101,10 +102,12 @@ class Prepared:
     @classmethod
     def of(cls, job: Job) -> Prepared:
         """Check the job, its data and its network. Raises `UserError`, one line."""
-        decides = job.deciding_rig.name
-        if job.quantize == "int8" and measures_modules(decides):
+        budget = Budget.of(job)
+        judges = {job.deciding_rig.name} | ({budget.rig} if budget is not None else set())
+        of_module = next((name for name in sorted(judges) if measures_modules(name)), None)
+        if "int8" in job.precisions and of_module is not None:
             raise job.error(
-                "quantize", f"int8 is a form of ONNX files, and rig {decides!r} measures modules: leave it out"
+                "quantize", f"int8 is a form of ONNX files, and rig {of_module!r} measures modules: leave it out"
             )
         for i, spec in enumerate(job.rigs):
             try:
@@ -157,10 +160,17 @@ class Prepared:
                 except EvaluationError as error:
                     raise job.error(f"rigs.{i}", f"task {name!r}: {error}") from error
         if budget is not None:
-            # of a job that searches precisions the last is the fastest
-            fastest, last = fastest_plan(self.profile, job), job.precisions[-1]
-            smallest = self.shapes(fastest, budget.rig, measure, modules, precision=last)
-            require_reachable(budget, measure(budget.rig, smallest), job)
+            require_reachable(budget, self.fastest_for(budget, measure, modules), job)
+
+    def fastest_for(self, budget: Budget, measure: MeasureOn, modules: Modules | None) -> Measurement:
+        """The smallest shapes on the budget's rig, in the precision that is nearest to keeping it."""
+        found = []
+        for precision in self.job.precisions:
+            content = self.shapes(
+                fastest_plan(self.profile, self.job), budget.rig, measure, modules, precision=precision
+            )
+            found.append(looked_at_again(partial(measure, budget.rig, content), budget))
+        return min(found, key=lambda m: budget.excess(m.latency_high_ms, m.speedup_low))
 
     def dense_forms(self) -> DenseForms:
         """The dense network as each kind of the job's rigs takes it. Raises `UserError` for one that has no export."""

@@ -17,7 +17,6 @@ from evaluators import EvaluationError, Measurement
 from evaluators.blocks import ChannelBlock
 from evaluators.layer_times import LayerTime, layer_times
 from evaluators.predictor import LatencyPredictor
-from evaluators.rig import measures_modules
 from evaluators.work import Work
 from search.alignment import device_block
 from search.atomic import json_text
@@ -28,7 +27,7 @@ from search.commands import is_run
 from search.job_file import load_job
 from search.measure_command import progress
 from search.module_rigs import of_files
-from search.profile import fastest_plan, require_reachable
+from search.profile import require_reachable
 from search.profile_view import print_profile
 from search.store import RunStore
 
@@ -147,20 +146,15 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
     say("measuring the device's channel block: some seconds, kept for the next time")
     block = device_block(job.deciding_rig)
     networks = list(measured_networks(prepared, dense, measure, say, modules=modules, block=block))
-    by_name = {network.name: network for network in networks}
-    fastest = by_name.get("fastest", networks[0])
     times: tuple[LayerTime, ...] = ()
     if spec.name == _TIMED_ON:
         say("timing the layers")
         times = layer_times(networks[0].content, threads=spec.threads, batch=spec.batch)
     budget = Budget.of(job)
-    on_budget_rig = None if budget is None else fastest.measured
-    if budget is not None and budget.rig != spec.name:
+    on_budget_rig = None
+    if budget is not None:
         say(f"measuring the fastest network on {budget.rig}")
-        content = fastest.content
-        if measures_modules(budget.rig) or measures_modules(spec.name):
-            content = prepared.shapes(fastest_plan(prepared.profile, job), budget.rig, measure, modules)
-        on_budget_rig = measure(budget.rig, content)
+        on_budget_rig = prepared.fastest_for(budget, measure, modules)
     predictor, why = fit_networks([n for n in networks if n.fitted], block)
     return Findings(
         task=task.name,

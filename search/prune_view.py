@@ -15,6 +15,7 @@ from admm.connections import canonical
 from admm.outcome import PruneResult
 from admm.slicing import prunable_layers
 from admm.trace import TraceRecord
+from evaluators.rig import measures_modules
 from search.report import short_count
 from search.result import TrialResult
 from search.trial import Bench, Progress
@@ -76,8 +77,8 @@ class PruneView:
         }
         self._say("accuracy: " + ", ".join(f"{v:.4f} {k}" for k, v in parts.items() if v is not None))
         self._say(
-            f"ONNX file: accuracy {result.accuracy:.4f} (drop {round(result.accuracy_drop or 0.0, 2) + 0.0:.2f} pp), "
-            f"{result.latency_ms:.4g} ms, {result.speedup:.2f}x"
+            f"{self._shipped()}: accuracy {result.accuracy:.4f} "
+            f"(drop {round(result.accuracy_drop or 0.0, 2) + 0.0:.2f} pp), {result.latency_ms:.4g} ms, {result.speedup:.2f}x"
         )
         self._say(
             f"compression {result.compression_x:.2f}x; {short_count(result.macs or 0)} of "
@@ -93,6 +94,13 @@ class PruneView:
     def _kept(self, record: TraceRecord) -> int:
         """Prunable weights that the projection keeps; of a tensor without a constraint all."""
         return sum(record.kept.get(name, count) for name, count in self._weights.items())
+
+    def _shipped(self) -> str:
+        """What the figures are of: `ONNX file`, or `module on torch-cpu (bf16)`."""
+        rig = self._bench.job.deciding_rig
+        if not measures_modules(rig.name):
+            return "ONNX file"
+        return f"module on {rig.name}" + (f" ({rig.precision})" if rig.precision else "")
 
     def _say(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def measure_again(
 
     def judged(trial: TrialResult, folder: Path) -> Again:
         now = measure(folder)
-        return Again(trial=trial, now=now, within_budget=budget.met_by(now) if budget is not None else None)
+        return Again(
+            trial=_as_on(trial, spec.name), now=now, within_budget=budget.met_by(now) if budget is not None else None
+        )
 
     say(f"measuring the dense network, then {len(wanted)} more")
     again, skipped = [judged(dense_result(baseline), store.baseline_dir)], []
@@ -84,6 +86,15 @@ def measure_again(
         except EvaluationError as error:
             skipped.append((trial.number, str(error)))
     return again, skipped
+
+
+def _as_on(trial: TrialResult, rig: str) -> TrialResult:
+    """The trial with the accuracy of the form that this rig takes, which may be another than the deciding one's."""
+    accuracy = trial.accuracy_on(rig)
+    if accuracy is None or trial.accuracy is None or accuracy == trial.accuracy:
+        return trial
+    drop = None if trial.accuracy_drop is None else trial.accuracy_drop + 100.0 * (trial.accuracy - accuracy)
+    return replace(trial, accuracy=accuracy, accuracy_drop=drop)
 
 
 def folder_measure(store: RunStore, job: Job, spec: RigSpec) -> Callable[[Path], Measurement]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from evaluators.rig import measures_modules
 from search.precision import PRECISIONS, Precision
 
 #: complete: measured, on the front or behind it. infeasible: over budget by its shapes, no training spent.
@@ -56,6 +57,8 @@ class TrialResult:
     requested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The plan as proposed, so that the result stands alone."""
     measurements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    """Validation metric of the form that each rig measured, by the rig's name."""
     rungs: tuple[tuple[int, float], ...] = ()
     """(ADMM iteration, validation accuracy of the projected weights) as reported while training."""
     lowered: Mapping[str, Any] | None = None
@@ -97,6 +100,11 @@ class TrialResult:
         assert self.accuracy is not None
         assert self.speedup is not None
         return self.accuracy, 1.0 / self.speedup
+
+    def accuracy_on(self, rig: str) -> float | None:
+        """Of the form that `rig` takes: its own, else that of another rig of its kind, else the deciding one's."""
+        alike = (a for name, a in self.accuracies.items() if measures_modules(name) == measures_modules(rig))
+        return self.accuracies.get(rig, next(alike, self.accuracy))
 
     @property
     def spent(self) -> bool:

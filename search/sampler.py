@@ -42,8 +42,8 @@ class Proposal:
     """A plan to try: its trial number, the steps it was drawn with, and who proposed it.
 
     `source` is the sampler's kind (`tpe`, `nsga2`, `random`), `neighbour`, or what `enqueue` was told: `uniform`,
-    `warm start`, `user`; `again` is a plan of the front that is trained for longer, `int8` one that was over budget in
-    fp32, `twin` a plan that was trained already, in the other precision, and `final` one of the front when all is over.
+    `warm start`, `user`; `again` is a plan of the front that is trained for longer, `int8` and `fp32` one that was over
+    budget in the other precision, `twin` a plan that was trained already, in the other precision, and `final` one of the front when all is over.
     """
 
     number: int
@@ -206,12 +206,14 @@ class StudySampler:
         """The other precision of a plan that was trained is next: it takes the weights, and costs seconds."""
         if len(self.space.precisions) == 1 or result.weights_of is not None:
             return
-        over = result.status == "infeasible" and result.precision == "fp32"  # in int8 it is faster, and may fit
-        if result.status == "complete" or over:
-            others = [p for p in self.space.precisions if p != result.precision]
-            twins = [steps_to(self.space, result, precision) for precision in others]
-            source = "int8" if over else TWIN
-            self.enqueue([steps for steps in twins if steps is not None], source, stretch=result.stretch)
+        if result.status not in ("complete", "infeasible"):
+            return
+        for precision in self.space.precisions:
+            steps = steps_to(self.space, result, precision)
+            if precision != result.precision and steps is not None:
+                # what is over budget in one precision may fit in the other
+                source = TWIN if result.status == "complete" else precision
+                self.enqueue([steps], source, stretch=result.stretch)
 
     def waits(self, *sources: str) -> bool:
         """Whether plans of these sources wait to be tried."""

@@ -44,6 +44,7 @@ from search.errors import AttemptLost, UserError
 from search.module_artefact import accuracy_notes, plan_entry, shapes_module, ship_forms
 from search.profile import shapes_onnx
 from search.result import Status, TrialResult
+from search.second_look import looked_at_again
 from search.shipped import SHAPE_SAMPLES, without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
 from search.trial import Bench, Progress, TrialSpec
@@ -205,21 +206,22 @@ class TrialRun:
             return None
         rig = job.deciding_rig.name
         content = self._shapes_for(rig, self.spec.plan)
-        self._shapes = measured = bench.measure(rig, content)
-        if budget is None:
-            return None
-        judged = measured
-        if budget.rig != rig:
+        if budget is not None and budget.rig == rig:
+            self._shapes = measured = judged = looked_at_again(partial(bench.measure, rig, content), budget)
+        else:
+            self._shapes = measured = bench.measure(rig, content)
+            if budget is None:
+                return None
             if measures_modules(rig) or measures_modules(budget.rig):
                 content = self._shapes_for(budget.rig, self.spec.plan)
-            judged = bench.measure(budget.rig, content)
+            judged = looked_at_again(partial(bench.measure, budget.rig, content), budget)
         if budget.met_by(judged):
             return None
         return self._record(
             "infeasible",
             reason=(
-                f"its shapes take {judged.latency_ms:.4g} ms, {judged.speedup:.2f}x: over the budget of {budget}, "
-                f"so it was not trained"
+                f"its shapes take up to {judged.latency_high_ms:.4g} ms, {judged.speedup_low:.2f}x at least: over the "
+                f"budget of {budget}, so it was not trained"
             ),
             latency_ms=measured.latency_ms,
             latency_high_ms=measured.latency_high_ms,
@@ -300,6 +302,7 @@ class TrialRun:
             primal_residual=pruned.trace.primal_residual,
             parity_max_abs=shipped.parity.max_abs,
             measurements={name: m.to_dict() for name, m in measured.items()},
+            accuracies={name: form.score.value for name, form in forms.items()},
             lowered=shipped.lowered.to_dict() if shipped.lowered is not None else None,
             notes=(
                 *pruned.notes,
