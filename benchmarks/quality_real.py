@@ -290,8 +290,8 @@ def sliced(dense: bytes, widths: Sequence[int]) -> bytes:
 def _without_places(job: Job) -> dict[str, Any]:
     content = job.model_dump(mode="json")
     content["task_args"].pop("data")
-    for place in ("base_dir", "storage"):
-        content.pop(place)
+    for part in ("base_dir", "storage", "search", "resources"):  # of none of these does a trial's training depend
+        content.pop(part)
     return content
 
 

@@ -78,7 +78,8 @@ class PruneView:
         self._say("accuracy: " + ", ".join(f"{v:.4f} {k}" for k, v in parts.items() if v is not None))
         self._say(
             f"{self._shipped()}: accuracy {result.accuracy:.4f} "
-            f"(drop {round(result.accuracy_drop or 0.0, 2) + 0.0:.2f} pp), {result.latency_ms:.4g} ms, {result.speedup:.2f}x"
+            f"(drop {round(result.accuracy_drop or 0.0, 2) + 0.0:.2f} pp), "
+            f"{result.latency_ms:.4g} ms, {result.speedup:.2f}x"
         )
         self._say(
             f"compression {result.compression_x:.2f}x; {short_count(result.macs or 0)} of "

@@ -43,7 +43,8 @@ class Proposal:
 
     `source` is the sampler's kind (`tpe`, `nsga2`, `random`), `neighbour`, or what `enqueue` was told: `uniform`,
     `warm start`, `user`; `again` is a plan of the front that is trained for longer, `int8` and `fp32` one that was over
-    budget in the other precision, `twin` a plan that was trained already, in the other precision, and `final` one of the front when all is over.
+    budget in the other precision, `twin` a plan that was trained already, in the other precision, and `final` one of
+    the front when all is over.
     """
 
     number: int

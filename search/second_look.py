@@ -1,4 +1,4 @@
-"""A plan is not refused by one pair: on a busy machine a single measurement can be off by more than its interval says."""
+"""A plan is not refused by one pair: on a busy machine a measurement can be off by more than its interval says."""
 
 from __future__ import annotations
 
