@@ -32,6 +32,8 @@ class Artefact:
     """Validation metric of the file."""
     lowered: Lowered | None = None
     """What was rewritten, and what it gained; of an int8 file, before it was quantised."""
+    agreement: float | None = None
+    """Of an int8 file, the share of its calibration inputs for which it puts the same class first as in fp32."""
 
 
 def ship(model: nn.Module, task: PreparedTask, path: Path, *, form: Callable[[bytes], Form] | None = None) -> Artefact:
@@ -44,19 +46,19 @@ def ship(model: nn.Module, task: PreparedTask, path: Path, *, form: Callable[[by
     real, _ = next(iter(task.val_batches()))
     inputs = [random_like(task.example_input, RANDOM), real[:REAL]]
     parity = check_parity(model, path, inputs).require()
-    content, lowered = path.read_bytes(), None
+    content, lowered, agreement = path.read_bytes(), None, None
     if form is not None:
         shipped = form(content)
         lowered = shipped.lowered
         if lowered is not None and lowered.changed:
             parity = check_parity(model, lowered.content, inputs, tolerance=LOWERED_TOLERANCE).require()
         if shipped.int8 is not None:
-            parity = shipped.int8.parity
+            parity, agreement = shipped.int8.parity, shipped.int8.agreement
         if shipped.content != content:
             content = shipped.content
             write_atomic(path, content)
     score = evaluate(OnnxPredictor(path), task.val_batches(), task.task.metric)
-    return Artefact(path=path, content=content, parity=parity, score=score, lowered=lowered)
+    return Artefact(path=path, content=content, parity=parity, score=score, lowered=lowered, agreement=agreement)
 
 
 def random_like(example: Tensor, samples: int) -> Tensor:

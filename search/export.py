@@ -231,7 +231,7 @@ def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quan
         "accuracy": accuracy,
         "accuracy_stderr": trial.accuracy_stderr if int8 is None else int8.score.stderr,
         "accuracy_drop": trial.accuracy_drop if int8 is None else 100.0 * (baseline.accuracy - int8.score.value),
-        "int8": None if int8 is None else {"agreement": int8.agreement, "fp32_accuracy": trial.accuracy},
+        "int8": _int8_part(trial, int8),
         "accuracy_data": "validation",
         "test": read_scores(store).get(str(trial.number)) if int8 is None else None,
         "compression_x": trial.compression_x,
@@ -259,6 +259,13 @@ def _how_to_load(folder: Path) -> dict[str, Any]:
         return {}
     calls = {rig: f"search.load_measured(build_model(), FOLDER, {rig!r})" for rig in forms}
     return {"modules": forms, "load": {"admm": "admm.load_pruned(build_model(), FOLDER)", **calls}}
+
+
+def _int8_part(trial: TrialResult, int8: Quantized | None) -> dict[str, Any] | None:
+    """How the int8 file agrees with its fp32 form; None of an fp32 file."""
+    if int8 is not None:
+        return {"agreement": int8.agreement, "fp32_accuracy": trial.accuracy}
+    return {"agreement": trial.int8_agreement} if trial.precision == "int8" else None
 
 
 def _drop(trial: TrialResult) -> float:

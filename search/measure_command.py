@@ -33,7 +33,7 @@ from search.remeasured import (
 )
 from search.report import print_whole
 from search.result import Baseline, TrialResult
-from search.store import RunStore
+from search.store import MODEL_NAME, RunStore
 
 SCHEMA = 1
 FOLDER = "measured"
@@ -88,7 +88,9 @@ def measure_models(
     for path in (model, against):
         if path is not None and not path.is_file():
             what = "a folder, not an ONNX file" if path.is_dir() else "no such file"
-            raise UserError(f"{path}: {what}{', and no run folder' if path.is_dir() and path is model else ''}")
+            inside = path / MODEL_NAME
+            mend = f": did you mean {inside}?" if inside.is_file() else ""
+            raise UserError(f"{path}: {what}{', and no run folder' if path.is_dir() and path is model else ''}{mend}")
     measured = make_rig(rig, threads=threads).measure(model, against or model, batch=batch)
     if as_json:
         sys.stdout.write(json.dumps(measured.to_dict(), indent=2, allow_nan=False) + "\n")

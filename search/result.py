@@ -63,6 +63,8 @@ class TrialResult:
     """(ADMM iteration, validation accuracy of the projected weights) as reported while training."""
     lowered: Mapping[str, Any] | None = None
     """What was rewritten for the deciding rig, layer by layer, and what it gained (`Lowered.to_dict()`)."""
+    int8_agreement: float | None = None
+    """Of an int8 file, the share of its calibration inputs for which it puts the same class first as in fp32."""
     precision: Precision = "fp32"
     """What the shipped file computes in."""
     source: str = ""

@@ -39,6 +39,7 @@ from evaluators import (
 )
 from evaluators.errors import EvaluationError, one_line
 from evaluators.rig import measures_modules
+from search.artefact import Artefact
 from search.budget import Budget
 from search.errors import AttemptLost, UserError
 from search.module_artefact import accuracy_notes, plan_entry, shapes_module, ship_forms
@@ -301,6 +302,7 @@ class TrialRun:
             accuracy_after_prune=pruned.trace.accuracy_after_prune,
             primal_residual=pruned.trace.primal_residual,
             parity_max_abs=shipped.parity.max_abs,
+            int8_agreement=shipped.agreement if isinstance(shipped, Artefact) else None,
             measurements={name: m.to_dict() for name, m in measured.items()},
             accuracies={name: form.score.value for name, form in forms.items()},
             lowered=shipped.lowered.to_dict() if shipped.lowered is not None else None,

@@ -517,6 +517,10 @@ def test_a_plan_is_trained_once_for_both_precisions(first: Precision, store: Run
     assert traces[0] == traces[1]
     quantized = [b"QuantizeLinear" in (folder / "model.onnx").read_bytes() for folder in folders]
     assert quantized == [first == "int8", second == "int8"]
+    by_precision = {r.precision: r for r in (trained.result, twin.result)}
+    assert by_precision["fp32"].int8_agreement is None
+    assert 0.0 <= (by_precision["int8"].int8_agreement or -1.0) <= 1.0
+    assert by_precision["int8"].accuracies == {"onnxruntime-cpu": by_precision["int8"].accuracy}
 
 
 @pytest.mark.parametrize("spoil", ["weights.safetensors", "trace.jsonl", "plan.json"])
