@@ -154,3 +154,7 @@ METHODS: dict[str, Callable[[Lab, int], Method]] = {
 }
 #: Methods whose trials a surrogate of ADMM's trials cannot tell of.
 TRAINED_ONLY = frozenset({"uniform L1"})
+#: Parts of ours left out, to be named by `--methods`: no baselines.
+WITHOUT: dict[str, Callable[[Lab, int], Method]] = {
+    "ours without inheriting": lambda lab, seed: ours(lab, seed, inherit=False),
+}

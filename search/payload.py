@@ -50,7 +50,7 @@ class Payload:
             choices = module_forms(plan).get(rig, {}).get("lowering", {})
             return cls(state=load_file(folder / WEIGHTS_FILE), kept=plan["kept"], choices=_choices(choices))
         except OSError as error:
-            raise EvaluationError(f"its weights or plan cannot be read: {one_line(error)}") from None
+            raise EvaluationError(f"its weights or plan are gone: {one_line(error)}") from None
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EvaluationError(f"the pruned network in {folder} is damaged: {one_line(error)}") from None
 
