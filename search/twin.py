@@ -1,7 +1,8 @@
-"""A plan is trained once for both precisions: the trial that comes second takes the weights of the first."""
+"""Weights taken from other trials: a plan is trained once for both precisions, and may begin where another ended."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from torch import nn
 
 from admm.compact import PLAN_FILE, WEIGHTS_FILE, load_pruned
 from admm.errors import PruneError
+from admm.inflate import inflate
 from admm.kept import kept_of_json
 from admm.outcome import PruneResult
 from admm.plan import PruningPlan
 from admm.trace import AdmmTrace
 from search.result import TrialResult
 from search.store import RunStore
-from search.trial import TrialSpec
+from search.trial import Start, TrialSpec
 
 TRACE_NAME = "trace.jsonl"
 
@@ -65,3 +67,14 @@ def trained_in(store: RunStore, twin: TrialResult, dense: nn.Module) -> PruneRes
         )
     except (PruneError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def first_weights(dense: nn.Module, start: Start | None) -> tuple[nn.Module, Start | None]:
+    """(a network of the dense one's shape to be pruned, whose weights it has): a copy of `dense` where there is no
+    start, or its files are gone or damaged, on which nothing depends but time."""
+    if start is not None:
+        try:
+            return inflate(dense, start.folder), start
+        except PruneError:
+            pass
+    return copy.deepcopy(dense), None

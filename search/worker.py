@@ -23,7 +23,6 @@ from admm.checkpoint import read_state, save_state
 from admm.compact import save_pruned
 from admm.compute import Compute
 from admm.errors import PruneError
-from admm.inflate import inflate
 from admm.outcome import PruneResult
 from admm.pipeline import PruneRun
 from admm.plan import PruningPlan
@@ -38,18 +37,16 @@ from evaluators import (
     module_predictor,
 )
 from evaluators.errors import EvaluationError, one_line
-from evaluators.rig import measures_modules
 from search.artefact import Artefact
 from search.budget import Budget
 from search.errors import AttemptLost, UserError
-from search.module_artefact import accuracy_notes, plan_entry, shapes_module, ship_forms
-from search.profile import shapes_onnx
+from search.module_artefact import accuracy_notes, plan_entry, ship_forms
+from search.plan_shapes import look_at_shapes
 from search.result import Status, TrialResult
-from search.second_look import looked_at_again
-from search.shipped import SHAPE_SAMPLES, without_gain
+from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
 from search.trial import Bench, Progress, TrialSpec
-from search.twin import TRACE_NAME, trained_in, twin_of
+from search.twin import TRACE_NAME, first_weights, trained_in, twin_of
 from search.weights import prunable_weights
 
 
@@ -161,10 +158,12 @@ class TrialRun:
 
     def _prepare(self) -> None:
         bench = self._bench
-        weights = self._first_weights().to(bench.device)
+        weights, begun = first_weights(bench.dense, self.spec.start)
+        self._started_from = None if begun is None else begun.number
+        self._trained_before = 0.0 if begun is None else begun.stretch
         job = self.spec.scheduled(bench.job, self._trained_before)
         self._run = PruneRun(
-            weights,
+            weights.to(bench.device),
             self.spec.plan,
             train_batches=bench.task.train_batches,
             groups=bench.profile.groups,
@@ -180,19 +179,6 @@ class TrialRun:
             teacher=copy.deepcopy(bench.dense).to(bench.device) if self._started_from is not None else None,
         )
 
-    def _first_weights(self) -> nn.Module:
-        """The dense network, or one of its shape with the weights of another trial."""
-        self._started_from, self._trained_before = None, 0.0
-        if self.spec.start is not None:
-            try:
-                model = inflate(self._bench.dense, self.spec.start.folder)
-            except PruneError:
-                pass  # its files are gone or damaged: nothing depends on them but time
-            else:
-                self._started_from, self._trained_before = self.spec.start.number, self.spec.start.stretch
-                return model
-        return copy.deepcopy(self._bench.dense)
-
     def _over_budget(self) -> TrialResult | None:
         """Measure the plan's shapes before any training; a result when they miss the budget.
 
@@ -206,17 +192,9 @@ class TrialRun:
         if budget is None and (self._store is None or not job.search.early_stopping):
             return None
         rig = job.deciding_rig.name
-        content = self._shapes_for(rig, self.spec.plan)
-        if budget is not None and budget.rig == rig:
-            self._shapes = measured = judged = looked_at_again(partial(bench.measure, rig, content), budget)
-        else:
-            self._shapes = measured = bench.measure(rig, content)
-            if budget is None:
-                return None
-            if measures_modules(rig) or measures_modules(budget.rig):
-                content = self._shapes_for(budget.rig, self.spec.plan)
-            judged = looked_at_again(partial(bench.measure, budget.rig, content), budget)
-        if budget.met_by(judged):
+        measured, judged = look_at_shapes(bench, self.spec.plan, self.spec.precision, budget)
+        self._shapes = measured
+        if budget is None or budget.met_by(judged):
             return None
         return self._record(
             "infeasible",
@@ -230,15 +208,6 @@ class TrialRun:
             speedup_low=measured.speedup_low,
             measurements={rig: measured.to_dict(), budget.rig: judged.to_dict()},
         )
-
-    def _shapes_for(self, rig: str, plan: PruningPlan) -> bytes:
-        """The network of the plan's shapes in the form that a trial ships for this rig."""
-        bench, job = self._bench, self._bench.job
-        if measures_modules(rig):
-            assert bench.modules is not None
-            return shapes_module(job, rig, bench.dense, bench.profile.groups, plan, bench.modules)
-        shapes = shapes_onnx(bench.dense, bench.profile.groups, plan, bench.task.example_input, job.align)
-        return bench.form(shapes, precision=self.spec.precision, samples=SHAPE_SAMPLES).content
 
     def _train(self) -> Progress:
         assert self._run is not None
