@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "proposals.py"
 
 
@@ -21,6 +23,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_last_line_is_the_claim_of_the_default_s_worse_storage() -> None:
     done = run("--tiny", "--worth")
     assert done.returncode == 0, done.stderr

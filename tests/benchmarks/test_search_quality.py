@@ -311,6 +311,7 @@ def test_l1_takes_the_weakest_filters_of_each_layer_as_many_as_the_plan_says(ben
         assert torch.equal(small.conv1.weight, dense.conv1.weight[strongest])
 
 
+@pytest.mark.slow
 def test_a_sliced_file_has_the_shapes_of_an_export(bench: Any, tmp_path: Path) -> None:
     import onnx
 
@@ -372,6 +373,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_surrogate_compares_samplers_and_claims_nothing() -> None:
     done = run("--mode", "surrogate", "--seeds", "0", "1", "--epochs", "60")
     assert done.returncode == 0, done.stderr
@@ -392,6 +394,7 @@ def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     assert SOURCE in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

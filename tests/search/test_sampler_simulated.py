@@ -196,6 +196,7 @@ def test_a_search_goes_on_with_more_trials_and_another_budget(tmp_path: Path) ->
     assert len({r.plan_digest for r in results.values()}) == len(results)
 
 
+@pytest.mark.slow
 def test_proposals_gather_under_the_budget(tmp_path: Path) -> None:
     """More of them end in the last 20 % below it than without one: the budget is what the search is for."""
     budget = Budget(speedup=2.5)
@@ -272,6 +273,7 @@ def test_a_small_space_is_gone_through_whole(tmp_path: Path) -> None:
     assert len(results) == 25
 
 
+@pytest.mark.slow
 def test_the_mix_learns_faster_than_the_sampler_alone(tmp_path: Path) -> None:
     """Not a benchmark: over three networks at 70 trials the mixed search covers more than TPE alone or chance."""
     covered: dict[str, float] = {}
