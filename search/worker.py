@@ -177,6 +177,7 @@ class TrialRun:
             compute=Compute(**job.compute.model_dump()),
             steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
             teacher=copy.deepcopy(bench.dense).to(bench.device) if self._started_from is not None else None,
+            first_epoch=self.spec.first_epoch(bench.job, self._trained_before),
         )
 
     def _over_budget(self) -> TrialResult | None:
