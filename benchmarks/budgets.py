@@ -44,8 +44,8 @@ BUDGETS, QUICK_BUDGETS = 10, 4
 TRIALS, QUICK_TRIALS = {"digits": 16, "mnist-turned": 24}, {"digits": 4}
 #: How far below the best trial known within the budget an exported network may be, in percentage points.
 ACCURACY_BAR = 0.5
-#: A measurement is made again, so many times at most, while its dense network is slower than the run's by more than this
-#: share. Whether the budget was kept is not looked at.
+#: A measurement is made again, so many times at most, while its dense network is slower than the run's by more than
+#: this share. Whether the budget was kept is not looked at.
 LOOKS, DISTURBED = 6, 0.1
 #: Budgets keep so far from both ends of what the run reached: at the very end one network decides, and its noise.
 EDGE = 0.05
