@@ -66,14 +66,14 @@ class Studied:
             proposal = self._sampler.ask()
         except SpaceExhausted:
             return None
-        trial = Trial(plan=proposal.plan, seed=self._seed, start=self._start(proposal))
+        start = self._start(proposal)
+        trial = Trial(plan=proposal.plan, seed=self._seed, start=start, stretch=proposal.stretch)
         self._trials[proposal.number] = trial
         return Ask(
             number=proposal.number,
             trial=trial,
             params=proposal.params,
             source=proposal.source,
-            stretch=proposal.stretch,
         )
 
     def _start(self, proposal: Proposal) -> Trial | None:

@@ -217,8 +217,14 @@ class RealLab:
             if trial.how == "l1":
                 yield from l1_stages(bench, trial.plan, self.rungs, Path(artefacts) / "model.onnx")
                 return
-            start = None if trial.start is None else Start(number=0, folder=self._weights(trial.start))
-            spec = TrialSpec(number=1, plan=trial.plan, params={}, seed=trial.seed, start=start)
+            spec = TrialSpec(
+                number=1,
+                plan=trial.plan,
+                params={},
+                seed=trial.seed,
+                stretch=trial.stretch,
+                start=self._start(trial),
+            )
             run = TrialRun(bench, spec, store=None, artefacts=Path(artefacts))
             while run.result is None:
                 progress = run.step()
@@ -229,6 +235,13 @@ class RealLab:
                 raise UserError(f"plan {trial.plan.to_json()}, seed {trial.seed}: {result.status}: {result.reason}")
             self._keep(trial, Path(artefacts))
         yield Stage(rung=None, epochs=result.epochs, accuracy=result.accuracy)
+
+    def _start(self, trial: Trial) -> Start | None:
+        start = trial.start
+        if start is None:
+            return None
+        own = start.plan.digest() == trial.plan.digest()
+        return Start(number=0, folder=self._weights(start), stretch=start.stretch if own else 0.0)
 
     def _keep(self, trial: Trial, artefacts: Path) -> None:
         """Its weights, for trials that begin with them."""
