@@ -139,7 +139,7 @@ def ours(lab: Lab, seed: int, *, inherit: bool = True) -> Method:
         uniform = [lab.space.uniform(sparsity) for sparsity in UNIFORM]
         return Studied(lab, "tpe", seed, first={"uniform": uniform}, neighbours=True)
     warm, charged = lab.first_plans()
-    first = {"warm start": warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
+    first = {**warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
     return Studied(lab, "tpe", seed, first=first, charged=charged, neighbours=True, inherit=inherit)
 
 

@@ -122,7 +122,8 @@ def run_search(
     sampler.enqueue(points, "user")
     space = profile.space
     if first is not None:
-        sampler.enqueue((space.params(space.plan(plan.params)) for plan in first.plans), "warm start")
+        for plan in first.plans:
+            sampler.enqueue([space.params(space.plan(plan.params))], plan.source)
     if not store.results():
         controls = CONTROL if first is not None and first.plans else UNIFORM
         sampler.enqueue((space.uniform(sparsity) for sparsity in controls), "uniform")
