@@ -256,6 +256,26 @@ def profile(
     profile_job(source, every=every, as_json=as_json, console=Console(highlight=False))
 
 
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it; RUN/report.html if left out.")
+    ] = None,
+    no_layer_times: Annotated[
+        bool, typer.Option("--no-layer-times", metavar="", help="Do not time the layers of the front.")
+    ] = False,
+) -> None:
+    """Write a run as one HTML file that opens anywhere.
+
+    The front, each network's plan and how it was trained, the search's progress, and how latency was measured. On the
+    machine that measured, the layers of the dense network and of the front are timed, some seconds.
+    """
+    from search.reporting.command import write_report
+
+    write_report(run, out, time_layers=not no_layer_times, console=Console(highlight=False))
+
+
 def duration(text: str) -> float:
     """Seconds in `90s`, `10m`, `1h30m` or a plain number of seconds; raises `UserError`."""
     number = r"(\d+(?:\.\d+)?)"
