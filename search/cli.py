@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from search import cli_reading
+from search.cli_reading import Json, Run
 from search.errors import UserError
 from search.signals import INTERRUPTED
 
@@ -50,8 +52,6 @@ Latency = Annotated[float | None, typer.Option(metavar="X", parser=number, help=
 Speedup = Annotated[
     float | None, typer.Option(metavar="X", parser=number, help="Budget: speed-up over the dense network.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
 
 
 NoAlign = Annotated[
@@ -256,24 +256,7 @@ def profile(
     profile_job(source, every=every, as_json=as_json, console=Console(highlight=False))
 
 
-@app.command()
-def report(
-    run: Run,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write it; RUN/report.html if left out.")
-    ] = None,
-    no_layer_times: Annotated[
-        bool, typer.Option("--no-layer-times", metavar="", help="Do not time the layers of the front.")
-    ] = False,
-) -> None:
-    """Write a run as one HTML file that opens anywhere.
-
-    The front, each network's plan and how it was trained, the search's progress, and how latency was measured. On the
-    machine that measured, the layers of the dense network and of the front are timed, some seconds.
-    """
-    from search.reporting.command import write_report
-
-    write_report(run, out, time_layers=not no_layer_times, console=Console(highlight=False))
+cli_reading.add_to(app)
 
 
 def duration(text: str) -> float:

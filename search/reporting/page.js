@@ -217,7 +217,12 @@
     const t = byNumber.get(number);
     if (t === undefined || t.status !== "complete") return;
     chosen = t;
-    document.getElementById("choice").value = String(number);
+    tell(t);
+    if (fromPerson) history.replaceState(null, "", `#trial-${t.n}`);
+    return Promise.all([drawFront(), drawAccuracy(t), drawResiduals(t)]);
+  }
+  function tell(t) {
+    document.getElementById("choice").value = String(t.n);
     document.getElementById("trial-title").textContent = `Trial ${t.n}${t.front ? ", on the front" : ", behind the front"}`;
     document.getElementById("trial-origin").textContent = origin(t);
     const again = t.again ? `again: ${figure(t.again.latency)} ms, ${fixed(t.again.speedup)}x` : "";
@@ -238,8 +243,6 @@
     for (const row of document.querySelectorAll("tr.chosen")) row.classList.remove("chosen");
     for (const row of document.querySelectorAll(`#row-${t.n}, [data-row="${t.n}"]`)) row.classList.add("chosen");
     document.getElementById("layers").replaceChildren(layerTable(t));
-    if (fromPerson) history.replaceState(null, "", `#trial-${t.n}`);
-    return Promise.all([drawFront(), drawAccuracy(t), drawResiduals(t)]);
   }
   function drawAccuracy(t) {
     const c = colours();
@@ -291,7 +294,7 @@
       }
     });
     return draw("plot-residuals", traces, {
-      yaxis: { type: "log", title: { text: "relative residual" }, exponentformat: "power", dtick: 1 },
+      yaxis: { type: "log", title: { text: "relative residual" }, exponentformat: "none", dtick: 1 },
       xaxis: { title: { text: "ADMM iteration" }, dtick: Math.max(1, Math.ceil(trace.iterations.length / 10)) },
       legend: { y: -0.26, font: { size: 11, color: c.soft } }, margin: { l: 58, r: 12, t: 10, b: 44 },
     });
@@ -423,7 +426,7 @@
     const logarithmic = values.length > 1 && Math.max(...values) > 20 * Math.min(...values);
     return draw("plot-sensitivity", traces.reverse(), {
       xaxis: { title: { text: "sparsity" }, tickformat: ".0%" },
-      yaxis: { title: { text: "loss" }, type: logarithmic ? "log" : "linear", exponentformat: "power", ...(logarithmic ? { dtick: 1 } : {}) },
+      yaxis: { title: { text: "loss" }, type: logarithmic ? "log" : "linear", exponentformat: "none", ...(logarithmic ? { dtick: 1 } : {}) },
       legend: { y: -0.26, traceorder: "reversed", font: { size: 11, color: c.soft } }, margin: { l: 58, r: 12, t: 6, b: 44 },
     });
   }
@@ -433,6 +436,26 @@
     const parts = [drawProgress(), drawSensitivity()];
     if (complete.length) parts.push(chosen === null ? drawFront() : choose(chosen.n, false));
     return Promise.all(parts);
+  }
+  const pause = () => new Promise((done) => setTimeout(done, 0));
+  // What is seen first is drawn first, the rest while nothing else is to be done.
+  async function begin() {
+    const first = firstChoice();
+    chosen = first === null ? null : byNumber.get(first);
+    if (complete.length) {
+      tell(chosen);
+      await drawFront();
+      document.getElementById("plot-front").on("plotly_click", (event) => {
+        const number = event.points[0].customdata;
+        if (known(number)) choose(number, true);
+      });
+    }
+    document.documentElement.dataset.ready = "yes";
+    for (const part of [() => drawAccuracy(chosen), () => drawResiduals(chosen), drawProgress, drawSensitivity]) {
+      await pause();
+      if (chosen !== null || part === drawProgress || part === drawSensitivity) await part();
+    }
+    document.documentElement.dataset.ready = "all";
   }
   function copy(button) {
     const source = document.getElementById(button.dataset.copy);
@@ -484,16 +507,5 @@
     drawAll();
   });
 
-  const first = firstChoice();
-  chosen = first === null ? null : byNumber.get(first);
-  drawAll().then(() => {
-    const front = document.getElementById("plot-front");
-    if (front !== null) {
-      front.on("plotly_click", (event) => {
-        const number = event.points[0].customdata;
-        if (known(number)) choose(number, true);
-      });
-    }
-    document.documentElement.dataset.ready = "yes";
-  });
+  begin();
 })();

@@ -1,0 +1,51 @@
+"""Commands that only look at what is there: runs, this machine, what a job file may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these functions commands of `app`."""
+    for command in (report, status):
+        app.command()(command)
+
+
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it; RUN/report.html if left out.")
+    ] = None,
+    no_layer_times: Annotated[
+        bool, typer.Option("--no-layer-times", metavar="", help="Do not time the layers of the front.")
+    ] = False,
+) -> None:
+    """Write a run as one HTML file that opens anywhere.
+
+    The front, each network's plan and how it was trained, the search's progress, and how latency was measured. On the
+    machine that measured, the layers of the dense network and of the front are timed, some seconds.
+    """
+    from search.reporting.command import write_report
+
+    write_report(run, out, time_layers=not no_layer_times, console=Console(highlight=False))
+
+
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", metavar="", help="Look again and again until it ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how a search is doing, from another terminal.
+
+    Whether it runs, what is done and what is left, and the best network so far. Nothing is locked or written.
+    """
+    from search.status_command import show_status
+
+    show_status(run, watch=watch, as_json=as_json, console=Console(highlight=False))
