@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for progra
 
 def add_to(app: typer.Typer) -> None:
     """Make these functions commands of `app`."""
-    for command in (report, status):
+    for command in (report, status, schema):
         app.command()(command)
 
 
@@ -49,3 +49,15 @@ def status(
     from search.status_command import show_status
 
     show_status(run, watch=watch, as_json=as_json, console=Console(highlight=False))
+
+
+def schema() -> None:
+    """Print the JSON schema of a job file, for editors.
+
+    The first line of a job.yaml then is: # yaml-language-server: $schema=job.schema.json
+    """
+    import sys
+
+    from search.job_schema import schema_text
+
+    sys.stdout.write(schema_text())
