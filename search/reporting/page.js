@@ -113,6 +113,7 @@
     const range = accuracyFloor(points);
     const all = points.map((p) => p.x).concat(data.budget ? [data.budget.latency_ms] : []);
     for (const t of complete) if (t.front && t.speedups) all.push(data.dense.latency / t.speedups[1], data.dense.latency / t.speedups[0]);
+    if (data.dense.interval) all.push(...data.dense.interval);
     const low = Math.min(...all), high = Math.max(...all), logarithmic = low > 0 && high > 3 * low;
     const edge = logarithmic ? (high / low) ** 0.06 : 0.06 * (high - low) || 0.05 * high;
     const span = logarithmic ? [low / edge, high * edge] : [low - edge, high + edge];
