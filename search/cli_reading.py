@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for progra
 
 def add_to(app: typer.Typer) -> None:
     """Make these functions commands of `app`."""
-    for command in (report, status, schema):
+    for command in (report, status, schema, doctor):
         app.command()(command)
 
 
@@ -61,3 +61,19 @@ def schema() -> None:
     from search.job_schema import schema_text
 
     sys.stdout.write(schema_text())
+
+
+def doctor(
+    storage: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are to be kept.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has for a search, what it lacks, and what to do about it.
+
+    Versions, devices, rigs, channel block, Ray, its token and storage. Nothing is measured or written. Exit code 2:
+    something is missing without which no search runs.
+    """
+    from search.doctor import show_doctor
+
+    code = show_doctor(storage, as_json=as_json, console=Console(highlight=False))
+    if code:
+        raise typer.Exit(code)
