@@ -1,4 +1,4 @@
-"""Commands that only look at what is there: runs, this machine, what a job file may hold."""
+"""Commands around a search: a first job file, what a run holds, what this machine has. None trains or measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for progra
 
 def add_to(app: typer.Typer) -> None:
     """Make these functions commands of `app`."""
-    for command in (report, status, schema, doctor):
+    for command in (report, status, init, schema, doctor):
         app.command()(command)
 
 
@@ -49,6 +49,25 @@ def status(
     from search.status_command import show_status
 
     show_status(run, watch=watch, as_json=as_json, console=Console(highlight=False))
+
+
+def init(
+    network: Annotated[
+        str, typer.Argument(metavar="MODULE:FUNCTION", help="What builds the network, or a task.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The job file to write.")] = Path("job.yaml"),
+    input_shape: Annotated[
+        str | None, typer.Option("--input", metavar="1,3,32,32", help="Shape of one input; guessed if left out.")
+    ] = None,
+) -> None:
+    """Write a commented job file for a network of your own.
+
+    The function is called in the current folder; it returns a torch.nn.Module or a search.tasks.Task. For a module a
+    second file is written, in which the data are to be filled in. Nothing is trained, measured or overwritten.
+    """
+    from search.init_command import init_job
+
+    init_job(network, out=out, input_shape=input_shape, console=Console(highlight=False))
 
 
 def schema() -> None:

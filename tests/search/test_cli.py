@@ -410,7 +410,7 @@ def test_what_the_readme_types_exists(tmp_path: Path, capfd: pytest.CaptureFixtu
     typed = next(text for _, text in blocks if "prunefront search JOB.yaml" in text)
     commands = re.findall(r"^prunefront (\w+)(.*(?:\n {4,}.*)*)", typed, re.M)
     assert {command for command, _ in commands} == {
-        *("search", "front", "report", "status", "export", "prune", "schema", "doctor", "profile", "measure"),
+        *("search", "front", "report", "status", "export", "prune", "init", "schema", "doctor", "profile", "measure"),
     }
     for command, arguments in commands:
         known = succeed(capfd, command, "--help")
