@@ -152,9 +152,9 @@ class View:
         best = self._best()
         if best is not None:
             parts.append(f"best{' within budget' if self._budget else ''} {best.accuracy:.4f}")
-        parts.append(f"{_clock(time.monotonic() - self._started)} elapsed")
+        parts.append(f"{clock_time(time.monotonic() - self._started)} elapsed")
         if (left := self._remaining()) is not None:
-            parts.append(f"{_clock(left)} left")
+            parts.append(f"{clock_time(left)} left")
         return ", ".join(parts)
 
     def _table(self) -> RenderableType:
@@ -179,12 +179,13 @@ class View:
             table.add_row("dense", f"{self._baseline.accuracy:.4f} at {self._baseline.latency_ms:.4g} ms")
         shown = "-" if best is None else f"{best.accuracy:.4f} at {best.latency_ms:.4g} ms ({best.speedup:.2f}x)"
         table.add_row("best within budget" if self._budget else "best accuracy", shown)
-        table.add_row("elapsed", _clock(time.monotonic() - self._started))
-        table.add_row("remaining", "-" if left is None else f"about {_clock(left)}")
+        table.add_row("elapsed", clock_time(time.monotonic() - self._started))
+        table.add_row("remaining", "-" if left is None else f"about {clock_time(left)}")
         return Group(Text("prunefront search", style="bold"), table)
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """`2:05` or `1:02:05`."""
     whole = int(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
