@@ -164,7 +164,7 @@ def measure_run(
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
     results = store.results()
     before = front_results(baseline, results, Objectives.of(job, baseline))
-    wanted = _chosen(results, trials) if trials else complete_trials(results) if all_trials else before
+    wanted = _chosen(store, results, trials) if trials else complete_trials(results) if all_trials else before
     with writable_folder(store.root / FOLDER), progress() as say:
         again, skipped = measure_again(store, job, baseline, wanted, measure, spec, say)
         if wanted and len(again) == 1:
@@ -189,11 +189,15 @@ def measure_run(
         raise failure
 
 
-def _chosen(results: Mapping[int, TrialResult], trials: Sequence[int]) -> list[TrialResult]:
+def _chosen(store: RunStore, results: Mapping[int, TrialResult], trials: Sequence[int]) -> list[TrialResult]:
     """The trials of these numbers, each once. Raises `UserError` for one that has no network."""
     complete = {trial.number: trial for trial in complete_trials(results)}
     for number in trials:
         if number not in complete:
+            if number in (unseen := store.unseen()):
+                raise UserError(
+                    f"--trial {number}: {unseen[number]}: `prunefront search {store.root}` measures it there"
+                )
             ended = f"is {results[number].status}" if number in results else "is not in this run"
             raise UserError(f"--trial {number}: it {ended}, and only complete trials have a network to measure")
     return [complete[number] for number in dict.fromkeys(trials)]

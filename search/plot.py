@@ -39,7 +39,8 @@ def plot_front(
 
     Latencies are the dense one over the paired speed-up, so that all points are of one moment. The step line is the
     best accuracy to be had within a latency; with other `objectives`, trials of their front lie below it. Points far
-    below the front stand as arrows on the lower edge, so that they do not flatten it. Raises `StoreError` when the file cannot be written.
+    below the front stand as arrows on the lower edge, so that they do not flatten it. Raises `StoreError` when the file
+    cannot be written.
     """
     # Only here: importing Matplotlib costs a command that draws nothing half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -41,7 +41,8 @@ class RunStore:
     """One run folder: `job.yaml`, `environment.json`, `baseline/`, `profile.json`, `trials/<n>/`, `study.db`.
 
     A trial works in `trials/.partial/<n>/` and becomes `trials/<n>/` in one rename: a folder with a plain
-    number is a finished trial, whose record is only ever added to (`amend`). What the disk refuses is a one-line `StoreError`.
+    number is a finished trial, whose record is only ever added to (`amend`). What the disk refuses is a one-line
+    `StoreError`.
     """
 
     def __init__(self, root: Path) -> None:
