@@ -362,6 +362,8 @@ def _baseline(store: RunStore, job: Job, task: PreparedTask, model: nn.Module) -
         weights=prunable_weights(model),
         measurements={name: m.to_dict() for name, m in measured.items()},
         trained_epochs=float(recipe.epochs) if recipe is not None else 0.0,
+        size_bytes=len(shipped.content),
+        accuracies={name: form.score.value for name, form in forms.items()},
     )
 
 

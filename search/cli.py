@@ -79,14 +79,22 @@ def search(
     points: Annotated[
         Path | None, typer.Option(metavar="PLANS.json", help="Plans of your own, tried before all others.")
     ] = None,
+    rig: Annotated[
+        str | None, typer.Option(metavar="RIG", help="The rig that decides; the job's others are measured after it.")
+    ] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="accuracy and one or two of latency, latency:RIG, size, macs."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
 ) -> None:
     """Search for the front of a job, or go on with a run.
 
-    A run may be stopped at any moment, and goes on with `prunefront search RUN`. It ends with the front as a table
-    and as a picture.
+    A run may be stopped at any moment, and goes on with `prunefront search RUN`; with another budget, rig or other
+    objectives its finished trials count for those too, measured on the new rig where their networks are kept. It ends
+    with the front as a table and as a picture.
     """
     seconds = None if time_budget is None else duration(time_budget)
     from search.search_command import run_or_resume
@@ -102,6 +110,8 @@ def search(
         seed=seed,
         align=1 if no_align else None,
         points=points,
+        rig=rig,
+        objectives=objectives,
         address=address,
         console=Console(highlight=False),
     )

@@ -35,6 +35,8 @@ from search.budget import Budget
 from search.errors import UserError
 from search.finals import final_plans
 from search.job import Job
+from search.objectives import Objectives
+from search.on_rigs import judged_on
 from search.orphans import Watcher
 from search.profile import Profile
 from search.result import Baseline, TrialResult
@@ -118,7 +120,10 @@ def run_search(
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
-    sampler = _open_study(store, job, profile, budget, baseline.accuracy)
+    objectives = Objectives.of(job, baseline)
+    forecast = None if first is None else first.forecast
+    cost = None if forecast is None else forecast.relative
+    sampler = _open_study(store, job, profile, budget, baseline.accuracy, objectives, cost)
     sampler.enqueue(points, "user")
     space = profile.space
     if first is not None:
@@ -128,7 +133,7 @@ def run_search(
         controls = CONTROL if first is not None and first.plans else UNIFORM
         sampler.enqueue((space.uniform(sparsity) for sparsity in controls), "uniform")
     results = store.results()
-    board = RungBoard(rung_iterations(job.admm.iterations))
+    board = RungBoard(rung_iterations(job.admm.iterations), objectives=objectives)
     board.fill(results)
     interrupt = Interrupt(last_words)
     end = _End(seconds, interrupt)
@@ -140,14 +145,20 @@ def run_search(
         max_concurrent=job.resources.max_concurrent or 1,
         stopped=board.stopped,
         on_result=view.update,
-        finals=partial(final_plans, baseline, budget=budget, most=job.search.final_trials),
+        finals=partial(final_plans, baseline, budget=budget, most=job.search.final_trials, objectives=objectives),
         final_stretch=job.search.final_stretch,
         inherit=job.search.inherit,
     )
     for number in set(unfinished) - searcher.offered:
         store.discard_partial(number)  # begun for another budget, or in a study that is lost
     view.begin(
-        baseline, results, budget=budget, trials=job.search.trials, seconds=seconds, running=lambda: searcher.live
+        baseline,
+        results,
+        budget=budget,
+        trials=job.search.trials,
+        seconds=seconds,
+        running=lambda: searcher.live,
+        objectives=objectives,
     )
     try:
         if not searcher.finished():
@@ -165,9 +176,16 @@ def run_search(
 
 
 def _open_study(
-    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float
+    store: RunStore,
+    job: Job,
+    profile: Profile,
+    budget: Budget | None,
+    dense_accuracy: float,
+    objectives: Objectives,
+    cost: Callable[[Mapping[str, int]], float] | None,
 ) -> StudySampler:
-    """The run's study; a new one (first start, new budget, lost file) is filled from the results."""
+    """The run's study; a new one (first start, another budget, rig or objectives, lost file) is filled from the
+    results."""
     starts = _count_start(store)
     sampler = StudySampler(
         study_url(job.search.study, store.study_path),
@@ -178,7 +196,9 @@ def _open_study(
         budget=budget,
         dense_accuracy=dense_accuracy,
         again=job.search.inherit,
-        rig=job.deciding_rig.name,
+        rig=", ".join([judged_on(job.deciding_rig), *(judged_on(job.rig(name)) for name in objectives.rigs)]),
+        objectives=objectives,
+        cost=cost,
         run="" if job.search.study == "sqlite" else str(store.root.resolve()),
     )
     results = store.results()

@@ -18,6 +18,7 @@ from search.atomic import json_text, parse_json, write_atomic
 from search.errors import UserError
 from search.front import front_results
 from search.job import Job, RigSpec
+from search.objectives import Objectives
 from search.result import Baseline, TrialResult
 from search.store import RunStore
 
@@ -74,7 +75,8 @@ def remeasure_front(
     """
     before = read_final(store, job)
     known = dict(before.networks) if before is not None else {}
-    new = [trial for trial in front_results(baseline, results) if str(trial.number) not in known]
+    on_front = front_results(baseline, results, Objectives.of(job, baseline))
+    new = [trial for trial in on_front if str(trial.number) not in known]
     if not new:
         return False
     say(f"measuring the front again, in a fresh process: the dense network and {len(new)} more")

@@ -13,8 +13,10 @@ from evaluators.rig import measures_modules
 from search.atomic import json_text, parse_json, write_atomic
 from search.errors import UserError
 from search.front import front_results
+from search.job import Job
 from search.job_file import load_job
 from search.module_rigs import LocalModules
+from search.objectives import Objectives
 from search.payload import Payload, dense_payload
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore
@@ -31,7 +33,10 @@ def read_scores(store: RunStore) -> dict[str, dict[str, Any]]:
 
 
 def score_front(
-    store: RunStore, task: PreparedTask, baseline: Baseline, results: dict[int, TrialResult]
+    store: RunStore,
+    task: PreparedTask,
+    baseline: Baseline,
+    results: dict[int, TrialResult],
 ) -> dict[str, dict[str, Any]]:
     """Score what is on the front and was never scored; {} for a task without test data. Returns all scores.
 
@@ -40,7 +45,8 @@ def score_front(
     if task.test_source is None:
         return {}
     scores = read_scores(store)
-    models = _predictors(store, task, front_results(baseline, results))
+    job = load_job(store.job_path)
+    models = _predictors(store, job, task, front_results(baseline, results, Objectives.of(job, baseline)))
     for name, predictor in models.items():
         if name not in scores:
             try:
@@ -52,9 +58,10 @@ def score_front(
     return scores
 
 
-def _predictors(store: RunStore, task: PreparedTask, chosen: Sequence[TrialResult]) -> dict[str, Callable[[], Predict]]:
+def _predictors(
+    store: RunStore, job: Job, task: PreparedTask, chosen: Sequence[TrialResult]
+) -> dict[str, Callable[[], Predict]]:
     """How to open the dense network and these trials, by name, in the form whose accuracy the search went by."""
-    job = load_job(store.job_path)
     rig = job.deciding_rig.name
     if not measures_modules(rig):
         files = {DENSE: store.baseline_dir / MODEL_NAME}

@@ -25,6 +25,7 @@ from search.job_sections import (
     SparsityRange,
     Structure,
 )
+from search.objective_names import require_rigs
 from search.precision import PRECISIONS, Precision
 from search.spelling import suggest
 
@@ -96,12 +97,14 @@ class Job(Section):
         mixed = [name for name in self.structures if name not in ("filter", N_OF_M)]
         if N_OF_M in self.structures and mixed:
             raise ValueError(f"structures: {N_OF_M!r} goes with 'filter' only, not with {mixed[0]!r}: leave one out")
-        if self.budget is not None and self.budget.rig is not None:
-            rigs = [rig.name for rig in self.rigs]
-            if self.budget.rig not in rigs:
-                raise ValueError(
-                    f"budget.rig: {self.budget.rig!r} is not among the rigs; {suggest(self.budget.rig, rigs)}"
-                )
+        rigs = [rig.name for rig in self.rigs]
+        try:
+            require_rigs(self.search.objectives, rigs)
+        except ValueError as error:
+            raise ValueError(f"search.objectives: {error}") from None
+        asked = None if self.budget is None else self.budget.rig
+        if asked is not None and asked not in rigs:
+            raise ValueError(f"budget.rig: {asked!r} is not among the rigs; {suggest(asked, rigs)}")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -119,6 +122,13 @@ class Job(Section):
     def deciding_rig(self) -> RigSpec:
         """The rig whose latency is searched on: the first."""
         return self.rigs[0]
+
+    def rig(self, name: str) -> RigSpec:
+        """The rig of this name. Raises `KeyError` for one that the job does not have."""
+        for spec in self.rigs:
+            if spec.name == name:
+                return spec
+        raise KeyError(name)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -178,10 +188,13 @@ class Job(Section):
         seed: int | None = None,
         storage: str | None = None,
         align: int | None = None,
+        rig: str | None = None,
+        objectives: str | None = None,
     ) -> Job:
         """This job with what the command line says instead; None leaves a value as it is.
 
-        A latency or speed-up replaces the budget and keeps its rig. Raises `UserError` naming the option.
+        A latency or speed-up replaces the budget and keeps its rig. `rig` decides from now on, and the others are
+        measured after it; `objectives` are named with commas between them. Raises `UserError` naming the option.
         """
         if latency_ms is not None and speedup is not None:
             raise UserError("--latency-ms and --speedup: give one of them, not both")
@@ -191,6 +204,11 @@ class Job(Section):
         if latency_ms is not None or speedup is not None:
             rig = None if self.budget is None else self.budget.rig
             content["budget"] = {"latency_ms": latency_ms, "speedup": speedup, "rig": rig}
+        if rig is not None:
+            own = next((spec for spec in content["rigs"] if spec["name"] == rig), {"name": rig})
+            content["rigs"] = [own, *(spec for spec in content["rigs"] if spec["name"] != rig)]
+        if objectives is not None:
+            content["search"]["objectives"] = [name.strip() for name in objectives.split(",")]
         if align is not None:
             content["sparsity"]["align"] = align
         if storage is not None:

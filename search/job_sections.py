@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from search.objective_names import DEFAULT, require_objectives
 from search.spelling import nearest
 
 Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured", "n:m"]
@@ -144,6 +145,9 @@ class SearchSettings(Section):
     trials: Annotated[int, Field(ge=1)] = 32
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    objectives: Annotated[tuple[str, ...], Field(strict=False)] = DEFAULT
+    """`accuracy`, and one or two of `latency` (on the deciding rig), `latency:RIG` (on another one of the job), `size`
+    (bytes of what is shipped for the deciding rig) and `macs`."""
     early_stopping: bool = True
     warm_start: bool = True
     """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
@@ -163,6 +167,14 @@ class SearchSettings(Section):
     removed. What stays of such a trial is its result, its plan and its trace."""
     study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"
     """`sqlite` (study.db in the run folder), a `sqlite:///` URL, or `journal:PATH` for shared file systems."""
+
+    @model_validator(mode="after")
+    def _known_objectives(self) -> SearchSettings:
+        try:
+            require_objectives(self.objectives)
+        except ValueError as error:
+            raise ValueError(f"objectives: {error}") from None
+        return self
 
 
 class Resources(Section):

@@ -17,11 +17,13 @@ import numpy as np
 from search.dominance import Figures
 from search.judge import Judge
 from search.neighbours import REACH, Known, Neighbourhood, Steps, parents
-from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
+from search.objectives import LATENCY_ALONE, Gain, Objectives
+from search.progress_log import ACCURACY_SPAN, accuracy_floor
 from search.result import TrialResult
 from search.ridge import Features, Floats
 from search.shares import pick, shares
 from search.space import Space
+from search.volume import covered
 
 #: Trials with figures before the neighbourhood of the best of them is worth a look.
 FIRST = 6
@@ -59,7 +61,9 @@ class Memory:
         cost: Callable[[Steps], float] | None = None,
         *,
         again: bool = False,
+        objectives: Objectives = LATENCY_ALONE,
     ) -> None:
+        self._objectives = objectives
         self._neighbourhood = Neighbourhood(space, cost=cost, deepen=again)
         self._features = Features(space)
         self._sources = (kind, "neighbour", *([AGAIN] if again else []))
@@ -67,7 +71,7 @@ class Memory:
         self._told: dict[int, _Told] = {}
         self._numbers: list[int] = []
         self._history: list[tuple[str, float, float]] = []
-        self._area = Area(0.0)
+        self._area = covered(0.0, len(objectives.costs))
         self._stale = True
         self._parents: list[tuple[Known, float]] | None = None
 
@@ -109,10 +113,10 @@ class Memory:
             longer = known.stretch + 1.0
             if longer > LONGEST_AGAIN or seen(known.steps, longer):
                 continue
-            rise = (
-                RISE * FADING_RISE ** (known.stretch - 1.0) * max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
-            )
-            gain = self._area.gain(known.figures.accuracy + rise, 1.0 / known.figures.speedup)
+            missing = max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
+            rise = RISE * FADING_RISE ** (known.stretch - 1.0) * missing
+            accuracy, *costs = known.figures.point
+            gain = self._area.gain(accuracy + rise, *costs)
             if known.excess is not None:
                 gain *= math.exp(max(known.excess, -20.0 * REACH) / REACH)
             if gain > best:
@@ -125,7 +129,7 @@ class Memory:
 
     def learn(self, result: TrialResult, source: str, steps: Steps, excess: float | None) -> None:
         """File a result; told again, it replaces what was recalled."""
-        figures = Figures.of(result)
+        figures = Figures.of(result, self._objectives)
         if self._dense_accuracy is None and result.accuracy is not None and result.accuracy_drop is not None:
             self._dense_accuracy = result.accuracy + result.accuracy_drop / 100.0
             self._stale = True
@@ -144,10 +148,11 @@ class Memory:
         stretch: float = 1.0,
     ) -> None:
         """File what the study says of a complete trial, unless the result was learned already."""
-        accuracy, latency = values
-        if number in self._told or not latency > 0.0:
+        accuracy, *costs = values
+        if number in self._told or not all(cost > 0.0 for cost in costs):
             return
-        figures = Figures(accuracy=accuracy, speedup=1.0 / latency)
+        others = tuple(Gain(value=1.0 / cost) for cost in costs[1:])
+        figures = Figures(accuracy=accuracy, speedup=1.0 / costs[0], others=others)
         known = Known(steps=steps, figures=figures, excess=excess, stretch=stretch)
         self._file(number, self._told_of(source, 1.0, known, steps, excess))
 
@@ -185,7 +190,7 @@ class Memory:
         """Each source's share of the proposals, by what its trials gained, in the order of their numbers."""
         floor = self.floor
         if self._stale or self._area.floor != floor:
-            self._area = Area(floor)
+            self._area = covered(floor, len(self._objectives.costs))
             self._history = [self._gain(self._told[number]) for number in self._numbers]
             self._stale = False
         return shares(self._sources, self._history)

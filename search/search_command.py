@@ -19,6 +19,7 @@ from evaluators.rig import measures_modules
 from search.address import checked_address
 from search.bench import WEIGHTS_NAME, Prepared, dense_onnx, prepare_run, require_resources
 from search.budget import Budget
+from search.catch_up import catch_up
 from search.commands import environment, is_run, print_front, write_reports
 from search.errors import UserError
 from search.final_measure import remeasure_front
@@ -49,6 +50,8 @@ def run_or_resume(
     console: Console,
     align: int | None = None,
     points: Path | None = None,
+    rig: str | None = None,
+    objectives: str | None = None,
 ) -> None:
     """`prunefront search`: a new run of a job file, or one more start of a run folder.
 
@@ -63,7 +66,15 @@ def run_or_resume(
         with driver_lock(target), _interruptible(view, target):
             job = as_begun(store, load_job(store.job_path))
             require_same_recipe(store, job)
-            job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, align=align)
+            job = job.with_overrides(
+                trials=trials,
+                latency_ms=latency_ms,
+                speedup=speedup,
+                seed=seed,
+                align=align,
+                rig=rig,
+                objectives=objectives,
+            )
             prepared, own = _checked(job, address, points)
             job = prepared.job
             if job.to_yaml() != store.job_path.read_text():
@@ -72,7 +83,14 @@ def run_or_resume(
         return
     job = load_job(target)
     job = job.with_overrides(
-        trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage, align=align
+        trials=trials,
+        latency_ms=latency_ms,
+        speedup=speedup,
+        seed=seed,
+        storage=storage,
+        align=align,
+        rig=rig,
+        objectives=objectives,
     )
     prepared, own = _checked(job, address, points)
     job = prepared.job
@@ -133,13 +151,14 @@ def _drive(
 ) -> None:
     """One start of a run, under its lock: what is missing before the first trial, the search, the reports."""
     view.say(f"run {store.root}")
-    before = len(store.results())
     with view:
-        baseline, profile = prepare_run(store, job, prepared, view)
+        _, profile = prepare_run(store, job, prepared, view)
+        baseline = catch_up(store, job, prepared, profile, view.say)
         view.say(
             f"dense: accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.4g} ms; "
             f"{len(profile.space.dimensions)} dimensions to search"
         )
+        before = len(store.results())
         first = _first_plans(store, job, prepared, baseline, view) if job.search.warm_start else FirstPlans()
         # Seconds of import, before anything is said of Ray: Ctrl-C within it ends like any other.
         from search.driver import run_search

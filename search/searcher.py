@@ -225,6 +225,9 @@ class PlanSearcher(Searcher):
         self._file(number)
 
     def _file(self, number: int) -> None:
+        if number in self._store.unseen():  # begun for another rig, by a worker that outlived its driver
+            self._sampler.give_up(number)
+            return
         record = self._store.result(number)
         self._sampler.tell(record)
         self._ended[number] = record.spent

@@ -7,9 +7,9 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from search.atomic import (
     StoreError,
@@ -28,6 +28,9 @@ from search.run_dir import check_name, next_run_dir
 
 __all__ = ["RunStore", "StoreError", "driver_lock", "next_run_dir", "write_atomic"]
 
+#: How a job sees a trial's record: with its own rig's figures on top, or why it cannot be judged.
+View: TypeAlias = Callable[[TrialResult], TrialResult | str]
+
 JOB_NAME = "job.yaml"
 MODEL_NAME = "model.onnx"
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -38,7 +41,8 @@ class RunStore:
     """One run folder: `job.yaml`, `environment.json`, `baseline/`, `profile.json`, `trials/<n>/`, `study.db`.
 
     A trial works in `trials/.partial/<n>/` and becomes `trials/<n>/` in one rename: a folder with a plain
-    number is a finished trial and is never written again. What the disk refuses is a one-line `StoreError`.
+    number is a finished trial, whose record is only ever added to (`amend`). What the disk refuses is a one-line
+    `StoreError`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,6 +57,11 @@ class RunStore:
         self._baseline_path = self.baseline_dir / "baseline.json"
         self._profile_path = root / "profile.json"
         self._cache = ResultCache(self.trials_dir)
+        self._view: View = lambda result: result
+
+    def see_through(self, view: View) -> None:
+        """From here on results are what `view` makes of the records; where that is text, it says why there is none."""
+        self._view = view
 
     @classmethod
     def create(cls, root: Path, job_yaml: str, environment: Mapping[str, Any]) -> RunStore:
@@ -163,6 +172,13 @@ class RunStore:
             sync_folder(self.trials_dir)
         return True
 
+    def amend(self, result: TrialResult) -> None:
+        """Put a record that says more in the place of a finished trial's, for the holder of the driver's lock."""
+        path = self.trial_dir(result.number) / RESULT_NAME
+        if not path.exists():
+            raise StoreError(f"run {self.name} has no finished trial {result.number}: its record cannot be added to")
+        write_atomic(path, result_text(result))
+
     def note_loss(self, number: int, reason: str) -> None:
         """Keep why an attempt at an unfinished trial was lost, for the driver to tell."""
         with contextlib.suppress(StoreError, OSError):
@@ -216,7 +232,13 @@ class RunStore:
 
         Only files that changed are read again, so this may be called in a loop.
         """
-        return {n: entry.result for n, entry in self._cache.scan().items() if entry.result is not None}
+        seen = {n: self._view(entry.result) for n, entry in self._cache.scan().items() if entry.result is not None}
+        return {n: result for n, result in seen.items() if isinstance(result, TrialResult)}
+
+    def unseen(self) -> dict[int, str]:
+        """Why finished trials with a sound record are passed over, by number."""
+        seen = {n: self._view(entry.result) for n, entry in self._cache.scan().items() if entry.result is not None}
+        return {n: why for n, why in seen.items() if isinstance(why, str)}
 
     def finished(self) -> set[int]:
         """The numbers of all trials that have ended, those with a damaged record included."""
@@ -236,7 +258,10 @@ class RunStore:
         entry = entries[number]
         if entry.result is None:
             raise StoreError(f"run {self.name}: {entry.problem}")
-        return entry.result
+        seen = self._view(entry.result)
+        if isinstance(seen, str):
+            raise StoreError(f"trial {number} of run {self.name}: {seen}: passed over")
+        return seen
 
     def model_path(self, number: int) -> Path:
         """The trial's `model.onnx`; raises `StoreError` when the trial shipped none, saying why."""

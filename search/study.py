@@ -25,12 +25,16 @@ from sqlalchemy.orm import Session
 
 from search.atomic import StoreError
 from search.budget import Budget
+from search.objective_names import DEFAULT
+from search.objectives import LATENCY_ALONE, Objectives
 from search.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
-METRICS = ["accuracy", "relative_latency"]
+
+def directions(objectives: Objectives) -> list[StudyDirection]:
+    """Accuracy up, every cost down."""
+    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(objectives.costs)]
 
 
 class Database(RDBStorage):
@@ -68,7 +72,7 @@ def make_sampler(kind: str, seed: int) -> BaseSampler:
         )
 
 
-def open_study(url: str, name: str) -> Study:
+def open_study(url: str, name: str, objectives: Objectives = LATENCY_ALONE) -> Study:
     """The study of this name, a new one where there is none. Raises `StoreError` with the mend.
 
     Nothing is ever asked of its own sampler: proposals are drawn in memory, see `search.mirror`.
@@ -81,17 +85,22 @@ def open_study(url: str, name: str) -> Study:
                 study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
             except KeyError:
                 study = optuna.create_study(
-                    storage=storage, study_name=name, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True
+                    storage=storage,
+                    study_name=name,
+                    sampler=sampler,
+                    directions=directions(objectives),
+                    load_if_exists=True,
                 )
-            if study.metric_names != METRICS:
-                study.set_metric_names(METRICS)
+            if study.metric_names != objectives.metrics:
+                study.set_metric_names(objectives.metrics)
         return study
 
 
-def study_name(space: Space, budget: Budget | None, rig: str, run: str) -> str:
-    """One study a question: another space, budget or rig is another question to the same record."""
+def study_name(space: Space, budget: Budget | None, rig: str, run: str, objectives: Objectives = LATENCY_ALONE) -> str:
+    """One study a question: another space, budget, rig or list of objectives is another question to the same record."""
     searched = space.precisions if len(space.precisions) > 1 else ()
-    question = repr((space.to_dict(), str(budget), rig, run, *searched)).encode()
+    asked = () if objectives.names == DEFAULT else (objectives.names,)
+    question = repr((space.to_dict(), str(budget), rig, run, *searched, *asked)).encode()
     return f"prunefront-{hashlib.sha256(question).hexdigest()[:12]}"
 
 

@@ -18,6 +18,7 @@ from evaluators.errors import one_line
 from search.bench import dense_forms, open_bench
 from search.job_file import load_job
 from search.module_rigs import of_modules
+from search.objectives import Objectives
 from search.rig_actor import RemoteModules, remote_measure
 from search.store import RunStore
 from search.trial import Bench, Start, TrialSpec
@@ -55,6 +56,8 @@ class PruneTrainable(tune.Trainable):
             modules = RemoteModules(self._store.name) if of_modules(job) else None
             PruneTrainable._bench = open_bench(self._store, job, measure=measure, device=device, modules=modules)
             PruneTrainable._bench_of = identity
+        bench = PruneTrainable._bench
+        self._objectives = Objectives.of(bench.job, bench.baseline)
         start = config["start"]
         spec = TrialSpec(
             number=int(config["number"]),
@@ -66,7 +69,7 @@ class PruneTrainable(tune.Trainable):
             source=config["source"],
             start=None if start is None else self._start(int(start[0]), float(start[1])),
         )
-        self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
+        self._trial = TrialRun(bench, spec, store=self._store)
 
     def _start(self, number: int, stretch: float) -> Start:
         return Start(number=number, folder=self._store.trial_dir(number), stretch=stretch)
@@ -80,14 +83,15 @@ class PruneTrainable(tune.Trainable):
         """One step of the trial; the last one reports `done`."""
         with self._telling(self._trial.spec.number):
             progress = self._trial.step()
+        so_far = self._trial.so_far()
         return {
             "number": self._trial.spec.number,
             "phase": progress.phase,
             "steps": progress.step,
             "rung": progress.rung,
             "rung_accuracy": progress.accuracy,
-            "rung_latency": progress.relative_latency,
-            "so_far": json.dumps(self._trial.so_far().to_dict()),
+            "rung_costs": self._objectives.relative(so_far),
+            "so_far": json.dumps(so_far.to_dict()),
             "done": progress.result is not None,
         }
 

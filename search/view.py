@@ -15,6 +15,7 @@ from rich.text import Text
 
 from search.budget import Budget
 from search.front import front_results
+from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, TrialResult
 from search.tasks.dense import DenseEpoch
 
@@ -32,6 +33,7 @@ class View:
         self._results: dict[int, TrialResult] = {}
         self._baseline: Baseline | None = None
         self._budget: Budget | None = None
+        self._objectives = LATENCY_ALONE
         self._trials = 0
         self._before = 0
         self._started = time.monotonic()
@@ -62,12 +64,14 @@ class View:
         trials: int,
         seconds: float | None,
         running: Callable[[], int],
+        objectives: Objectives = LATENCY_ALONE,
     ) -> None:
         """Start showing a search that stands at `results`."""
         self._baseline, self._budget, self._trials = baseline, budget, trials
         self._results = dict(results)
         self._before = self._done
         self._running = running
+        self._objectives = objectives
         self._started = time.monotonic()
         self._deadline = None if seconds is None else self._started + seconds
         if self._console.is_terminal:
@@ -148,7 +152,7 @@ class View:
         if self._twins:
             parts.append(f"{self._twins} with weights of another")
         if self._baseline is not None:
-            parts.append(f"front of {len(front_results(self._baseline, self._results))}")
+            parts.append(f"front of {len(front_results(self._baseline, self._results, self._objectives))}")
         best = self._best()
         if best is not None:
             parts.append(f"best{' within budget' if self._budget else ''} {best.accuracy:.4f}")
@@ -174,7 +178,7 @@ class View:
             table.add_row("over budget by shape", f"{self._count('infeasible')} (not trained)")
         table.add_row("failed", str(self._count("failed")))
         if self._baseline is not None:
-            front = len(front_results(self._baseline, self._results))
+            front = len(front_results(self._baseline, self._results, self._objectives))
             table.add_row("front", f"{front} trial{'' if front == 1 else 's'}")
             table.add_row("dense", f"{self._baseline.accuracy:.4f} at {self._baseline.latency_ms:.4g} ms")
         shown = "-" if best is None else f"{best.accuracy:.4f} at {best.latency_ms:.4g} ms ({best.speedup:.2f}x)"

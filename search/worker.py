@@ -29,19 +29,13 @@ from admm.plan import PruningPlan
 from admm.settings import AdmmSettings, FinetuneSettings
 from admm.target import Target
 from admm.training import on_device
-from evaluators import (
-    Measurement,
-    count_macs,
-    count_params,
-    evaluate,
-    module_predictor,
-)
+from evaluators import count_macs, count_params, evaluate, module_predictor
 from evaluators.errors import EvaluationError, one_line
 from search.artefact import Artefact
 from search.budget import Budget
 from search.errors import AttemptLost, UserError
 from search.module_artefact import accuracy_notes, plan_entry, ship_forms
-from search.plan_shapes import look_at_shapes
+from search.plan_shapes import Shapes, look_at_shapes
 from search.result import Status, TrialResult
 from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
@@ -64,7 +58,7 @@ class TrialRun:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._rungs: list[tuple[int, float]] = []
-        self._shapes: Measurement | None = None
+        self._shapes: Shapes | None = None
         self._run: PruneRun | None = None
         self._step = 0
         self.result: TrialResult | None = None
@@ -123,15 +117,8 @@ class TrialRun:
 
     def so_far(self) -> TrialResult:
         """The record of this trial if it were stopped now; whoever stops it says why."""
-        shapes = self._shapes
-        return self._record(
-            "stopped",
-            reason="stopped early",
-            latency_ms=shapes.latency_ms if shapes is not None else None,
-            latency_high_ms=shapes.latency_high_ms if shapes is not None else None,
-            speedup=shapes.speedup if shapes is not None else None,
-            speedup_low=shapes.speedup_low if shapes is not None else None,
-        )
+        known = {} if self._shapes is None else self._shapes.figures()
+        return self._record("stopped", reason="stopped early", **known)
 
     def _next(self) -> Progress:
         if self._run is None:
@@ -197,9 +184,8 @@ class TrialRun:
         budget = Budget.of(job)
         if budget is None and (self._store is None or not job.search.early_stopping):
             return None
-        rig = job.deciding_rig.name
-        measured, judged = look_at_shapes(bench, self.spec.plan, self.spec.precision, budget)
-        self._shapes = measured
+        self._shapes = look_at_shapes(bench, self.spec.plan, self.spec.precision, budget)
+        judged = self._shapes.judged
         if budget is None or budget.met_by(judged):
             return None
         return self._record(
@@ -208,11 +194,7 @@ class TrialRun:
                 f"its shapes take up to {judged.latency_high_ms:.4g} ms, {judged.speedup_low:.2f}x at least: over the "
                 f"budget of {budget}, so it was not trained"
             ),
-            latency_ms=measured.latency_ms,
-            latency_high_ms=measured.latency_high_ms,
-            speedup=measured.speedup,
-            speedup_low=measured.speedup_low,
-            measurements={rig: measured.to_dict(), budget.rig: judged.to_dict()},
+            **self._shapes.figures(),
         )
 
     def _train(self) -> Progress:
@@ -274,6 +256,7 @@ class TrialRun:
             compression_x=bench.baseline.weights / max(prunable_weights(model), 1),
             macs=count_macs(model, example),
             params=count_params(model),
+            size_bytes=len(shipped.content),
             accuracy_before_prune=pruned.trace.accuracy_before_prune,
             accuracy_after_prune=pruned.trace.accuracy_after_prune,
             primal_residual=pruned.trace.primal_residual,
@@ -281,6 +264,7 @@ class TrialRun:
             int8_agreement=shipped.agreement if isinstance(shipped, Artefact) else None,
             measurements={name: m.to_dict() for name, m in measured.items()},
             accuracies={name: form.score.value for name, form in forms.items()},
+            sizes={name: len(form.content) for name, form in forms.items()},
             lowered=shipped.lowered.to_dict() if shipped.lowered is not None else None,
             notes=(
                 *pruned.notes,
@@ -343,7 +327,7 @@ class TrialRun:
             step=self._step,
             total=self.total_steps,
             phase=phase,
-            relative_latency=1.0 / self._shapes.speedup if self._shapes is not None else None,
+            relative_latency=1.0 / self._shapes.deciding.speedup if self._shapes is not None else None,
         )
 
     def save(self, path: Path) -> None:
@@ -376,7 +360,7 @@ class TrialRun:
             started_from = trial.get("started_from")
             step, seconds = int(trial["step"]), float(trial["seconds"])
             rungs = [(int(i), float(a)) for i, a in trial["rungs"]]
-            shapes = Measurement.from_dict(trial["shapes"]) if trial["shapes"] else None
+            shapes = Shapes.from_dict(trial["shapes"]) if trial["shapes"] else None
             self._run.load_state(tensors, values)
         except (PruneError, KeyError, TypeError, ValueError, RuntimeError):
             self._prepare()  # a half-loaded run must not train on
