@@ -65,6 +65,7 @@ class PruneTrainable(tune.Trainable):
             stretch=float(config["stretch"]),
             source=config["source"],
             start=None if start is None else self._start(int(start[0]), float(start[1])),
+            twins=tuple(config["twins"]),
         )
         self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
 
