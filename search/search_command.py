@@ -156,6 +156,7 @@ def _drive(
             points=points,
             address=address,
             seconds=seconds,
+            task=prepared.task,
         )
     write_reports(store, job, baseline, outcome.results)
     disk = None
