@@ -216,7 +216,9 @@ def trouble(before: Mapping[str, float], after: Mapping[str, float]) -> str | No
     for when, found in (("before", before), ("after", after)):
         for name in ("one", "two"):
             if found[f"{name}_share"] < WHOLE:
-                return f"the control {when} had {found[f'{name}_share']:.0%} of a core ({name} at a time), not {WHOLE:.0%}"
+                return (
+                    f"the control {when} had {found[f'{name}_share']:.0%} of a core ({name} at a time), not {WHOLE:.0%}"
+                )
     for name in ("one_steps_s", "two_steps_s"):
         apart = abs(math.log(after[name] / before[name]))
         if apart > ALIKE:
