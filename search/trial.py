@@ -97,6 +97,8 @@ class TrialSpec:
     """Who proposed it."""
     start: Start | None = None
     """Whose weights it begins with; None: the dense network's."""
+    twins: tuple[int, ...] | None = None
+    """The finished trials of the same plan, one of which may have trained its weights; None: they are looked for."""
 
     def __post_init__(self) -> None:
         self.plan.to_dict()
