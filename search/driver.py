@@ -32,6 +32,7 @@ from ray.tune.stopper import Stopper
 import search
 from search.atomic import disk_errors
 from search.budget import Budget
+from search.cluster_watch import ClusterWatch
 from search.errors import UserError
 from search.finals import final_plans
 from search.job import Job
@@ -39,6 +40,7 @@ from search.orphans import Watcher
 from search.profile import Profile
 from search.result import Baseline, TrialResult
 from search.rig_actor import NAMESPACE, RESOURCE, start_rig, stop_rig
+from search.rig_keeper import RigKeeper
 from search.rungs import RungBoard, RungScheduler, rung_iterations
 from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
@@ -150,9 +152,13 @@ def run_search(
     )
     try:
         if not searcher.finished():
-            with interrupt.heard(), _ray(address, store.root / SCRATCH):
+            with (
+                interrupt.heard(),
+                _ray(address, store.root / SCRATCH),
+                ClusterWatch(_head() if address is not None else (), partial(_cluster_gone, store, view, address)),
+            ):
                 interrupt.listen()
-                _fit(store, job, searcher, board if job.search.early_stopping else None, end)
+                _fit(store, job, searcher, board if job.search.early_stopping else None, end, view)
     except _Ended:
         pass
     except Halt as halt:
@@ -161,6 +167,21 @@ def run_search(
         view.end()
     store.sweep_partials()
     return _outcome(store, job, searcher, end)
+
+
+def _head() -> list[tuple[str, int]]:
+    """Where the cluster's head listens, and the node of it that this driver is attached to."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    return [(host.strip("[]"), int(port)), *((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in mine)]
+
+
+def _cluster_gone(store: RunStore, view: View, address: str | None) -> None:
+    view.last_words(
+        f"the Ray cluster at {address} is gone: nothing finished is lost; once there is one again, go on with: "
+        f"prunefront search {store.root} --address {address}"
+    )
 
 
 def _open_study(
@@ -197,7 +218,7 @@ def _count_start(store: RunStore) -> int:
     return before
 
 
-def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End) -> None:
+def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End, view: View) -> None:
     searcher.max_concurrent = _concurrency(job)
     resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
     shared = {
@@ -227,7 +248,8 @@ def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | N
     start_rig(store.name, job)
     try:
         end.check()
-        tuner.fit()
+        with RigKeeper(store.name, view.say):
+            tuner.fit()
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone already
             stop_rig(store.name)

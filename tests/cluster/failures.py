@@ -280,3 +280,7 @@ FAILURES: dict[str, Callable[[Ground], Recovery]] = {
         storage_read_only,
     )
 }
+#: Those after which nobody needs to do anything.
+BY_ITSELF = frozenset(
+    of.__name__ for of in (worker_killed, node_terminated, node_killed, node_frozen, network_cut, rig_killed, rig_hangs)
+)
