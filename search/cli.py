@@ -82,6 +82,9 @@ def search(
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", metavar="", help="Take a Ray that asks nobody for a token.")
+    ] = False,
 ) -> None:
     """Search for the front of a job, or go on with a run.
 
@@ -103,6 +106,7 @@ def search(
         align=1 if no_align else None,
         points=points,
         address=address,
+        insecure=insecure,
         console=Console(highlight=False),
     )
 

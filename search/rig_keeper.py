@@ -1,4 +1,4 @@
-"""The driver's watch over its rig: one that hangs is ended, so that Ray starts it again and what it had is asked again.
+"""The driver's watch over its rigs: one that hangs is ended, so that Ray starts it again and asks it again.
 
 Ray sees a process that died, not one that is stuck in a driver of its device, or stopped.
 """
@@ -8,40 +8,47 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 
-from search.rig_actor import LOOK_S, NAMESPACE, RESOURCE, actor_name
+from search.rig_actor import LOOK_S, NAMESPACE
 
 #: A rig that does not even say what it is at for this long is stuck; longer than its start takes on a slow machine.
 SILENCE_S = 60.0
 
 
 class RigKeeper:
-    """Looks at the run's rig every `LOOK_S` seconds, in a thread, while the context is open.
+    """Looks at the run's rigs every `LOOK_S` seconds, each in a thread, while the context is open.
 
-    It is the only one who ends a rig: of all who wait for an answer, each would.
+    `rigs` maps the names of actors to the resource that their node offers, None for the driver's own machine. Nobody
+    else ends a rig: of all who wait for an answer, each would.
     """
 
-    def __init__(self, run_name: str, say: Callable[[str], None]) -> None:
-        self._name = actor_name(run_name)
-        self._say = say
+    def __init__(self, rigs: Mapping[str, str | None], say: Callable[[str], None]) -> None:
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="rig keeper")
-        self._patience = SILENCE_S
-        self._heard = time.monotonic()
-        self._missed = False
+        self._rigs = [_Kept(name, resource, self._closed, say) for name, resource in rigs.items()]
 
     def __enter__(self) -> RigKeeper:
-        self._thread.start()
+        for rig in self._rigs:
+            threading.Thread(target=rig.watch, daemon=True, name="rig keeper").start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
 
-    def _watch(self) -> None:
+
+class _Kept:
+    def __init__(self, name: str, resource: str | None, closed: threading.Event, say: Callable[[str], None]) -> None:
+        self._name, self._resource = name, resource
+        self._closed, self._say = closed, say
+        self._patience = SILENCE_S
+        self._heard = time.monotonic()
+        self._missed = False
+
+    def watch(self) -> None:
+        """Until the keeper is closed."""
         while not self._closed.wait(LOOK_S):
             with contextlib.suppress(Exception):  # a cluster that is gone is the search's to tell
                 self._look()
@@ -58,9 +65,9 @@ class RigKeeper:
             self._restart(actor, f"a measurement took longer than {at[2]:g} s")
 
     def _silent(self, actor: Any) -> None:
-        if ray.cluster_resources().get(RESOURCE, 0.0) < 1.0:
+        if self._resource is not None and ray.cluster_resources().get(self._resource, 0.0) < 1.0:
             if not self._missed:
-                self._tell(f"no node offers {RESOURCE!r} any more: measurements wait for one")
+                self._tell(f"no node offers {self._resource!r} any more: measurements wait for one")
             self._missed, self._heard = True, time.monotonic()
         elif time.monotonic() - self._heard > self._patience:
             self._restart(actor, f"the rig was silent for {self._patience:g} s")

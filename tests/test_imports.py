@@ -14,7 +14,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
-RAY = {"search.driver", "search.searcher", "search.rungs", "search.rig_actor", "search.rig_keeper", "search.trainable"}
+RAY = {
+    f"search.{name}"
+    for name in (
+        "access",
+        "capacity",
+        "driver",
+        "far_rigs",
+        "nodes",
+        "ray_session",
+        "rig_actor",
+        "rig_keeper",
+        "rungs",
+        "searcher",
+        "trainable",
+    )
+}
 OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"
 
