@@ -17,7 +17,6 @@ STANDARD = sys.stdlib_module_names
 RAY = {
     f"search.{name}"
     for name in (
-        "access",
         "capacity",
         "driver",
         "far_rigs",
