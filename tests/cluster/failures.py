@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from tests.cluster.ground import Ground, Run, kill
 from tests.cluster.nodes import wait_until_gone
@@ -208,6 +211,30 @@ def storage_read_only(ground: Ground) -> Recovery:
     return _goes_on(run, held)
 
 
+def disk_lost(ground: Ground) -> Recovery:
+    """kill -9 of the driver and its run folder gone; `prunefront search URL` goes on from the copies, elsewhere."""
+    run = ground.begin()
+    bucket = ground.folder / f"bucket-{ground.begun}"
+    job = yaml.safe_load((run.root / "job.yaml").read_text())
+    (run.root / "job.yaml").write_text(yaml.safe_dump(job | {"storage": f"file://{bucket}"}))
+    copy = bucket / run.root.name
+    with run.search() as driver:
+        run.held(driver)
+        run.open_gate()
+        driver.wait_until(lambda: any(copy.glob("trials/*/result.json")))
+        failed = time.time()
+        driver.end(signal.SIGKILL)
+        driver.wait()
+    finished = {path.parent.name for path in copy.glob("trials/*/result.json")}
+    shutil.rmtree(run.root, ignore_errors=True)
+    again = run.moved(ground.folder / f"elsewhere-{ground.begun}")
+    with again.search(f"file://{copy}") as driver:
+        went_on = again.until_trained_on(driver, {})
+        _ends_well(again, driver, once=False)
+    assert not finished & {str(epoch["trial"]) for epoch in again.epochs()}, "a finished trial was trained again"
+    return Recovery(went_on - failed, "from kill -9, started again elsewhere at once, to the next epoch")
+
+
 def _goes_on(run: Run, lost: Mapping[int, int]) -> Recovery:
     failed = time.time()
     with run.search() as driver:
@@ -278,6 +305,7 @@ FAILURES: dict[str, Callable[[Ground], Recovery]] = {
         head_killed,
         storage_full,
         storage_read_only,
+        disk_lost,
     )
 }
 #: Those after which nobody needs to do anything.

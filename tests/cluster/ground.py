@@ -94,9 +94,18 @@ class Run:
         """A line for each epoch trained."""
         return self.folder / "epochs.log"
 
-    def search(self) -> Process:
-        """The driver, on the head's machine."""
-        return self.cluster.search(self.root, "--points", self.ground.points, "--trials", TRIALS, cwd=self.folder)
+    def moved(self, folder: Path) -> Run:
+        """The run as another machine sees it: another folder, where nothing is yet, and an open gate."""
+        folder.mkdir()
+        run = Run(ground=self.ground, folder=folder, root=folder / "runs" / self.root.name)
+        run.open_gate()
+        return run
+
+    def search(self, target: object | None = None) -> Process:
+        """The driver, on the head's machine; `target` where it is not the run folder."""
+        return self.cluster.search(
+            target or self.root, "--points", self.ground.points, "--trials", TRIALS, cwd=self.folder
+        )
 
     def epochs(self) -> list[dict[str, Any]]:
         """What was trained, in its order."""
@@ -120,11 +129,15 @@ class Run:
         return time.time()
 
     def until_trained_on(self, driver: Process, lost: Mapping[int, int]) -> float:
-        """The time at which one of these trials was trained on by another process than the one given for it."""
+        """The time at which one of these trials was trained on by another process than the one given for it.
+
+        Of any trial, by any process, where none is given.
+        """
         found: list[float] = []
 
         def there() -> bool:
-            found.extend(e["time"] for e in self.epochs() if e["pid"] != lost.get(e["trial"], e["pid"]))
+            mine = (e for e in self.epochs() if not lost or e["trial"] in lost)
+            found.extend(e["time"] for e in mine if e["pid"] != lost.get(e["trial"]))
             return bool(found)
 
         driver.wait_until(there)

@@ -73,3 +73,7 @@ def test_a_full_disk_ends_the_search_in_one_line_and_it_goes_on_when_there_is_ro
 
 def test_a_disk_that_becomes_read_only_ends_the_search_in_one_line_and_it_goes_on_later(ground: Ground) -> None:
     _mends(failures.storage_read_only, ground)
+
+
+def test_a_search_whose_disk_is_lost_goes_on_elsewhere_from_its_copies(ground: Ground) -> None:
+    _mends(failures.disk_lost, ground)
