@@ -36,7 +36,7 @@ test-cluster: install
 	$(BIN)/python -m pytest -m slow -s tests/cluster
 
 test-soak: install
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	$(BIN)/python -m pytest -m soak -s --timeout 5400
 
 check: install
 	$(BIN)/ruff check .
