@@ -51,7 +51,7 @@ class Watch:
         """One sample."""
         self.drivers[-1].append((time.monotonic() - began, _mebibytes(driver.pid)))
         self.processes.append(sum(map(_mebibytes, [driver.pid, *driver.session()])))
-        finished = [folder for folder in self.root.glob("trials/[0-9]*")]
+        finished = list(self.root.glob("trials/[0-9]*"))
         self.beside.append(_size(self.root) - sum(map(_size, finished)))
 
     def growth(self) -> list[tuple[float, float]]:
