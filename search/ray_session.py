@@ -147,7 +147,8 @@ def _elsewhere_than(empty: Path) -> Iterator[None]:
 
 def _ready() -> None:
     # Ray reads RAY_AUTH_MODE once a process, perhaps before a search in it has settled the mode.
-    ray._raylet.Config.initialize("")
+    config: Any = ray._raylet
+    config.Config.initialize("")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is no traceback for the user
 
