@@ -1,7 +1,7 @@
 """Where a job file may have things written: below the current folder. Anywhere else is for the command line to say.
 
-A job file may be somebody else's, and a folder cloned from somewhere may hold links: neither is to choose a place on the
-user's disk.
+A job file may be somebody else's, and a folder cloned from somewhere may hold links: neither is to choose a place on
+the user's disk.
 """
 
 from __future__ import annotations

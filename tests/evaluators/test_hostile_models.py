@@ -94,9 +94,7 @@ def as_initialiser(tensor: TensorProto) -> bytes:
 
 
 @pytest.mark.parametrize("place", [as_initialiser, inside_branch], ids=lambda place: place.__name__)
-@pytest.mark.parametrize(
-    "location", ["/etc/passwd", "../secret.bin", "a/../../secret.bin", "link.bin", "", "folder/link"]
-)
+@pytest.mark.parametrize("location", ["/etc/passwd", "../secret.bin", "a/../../secret.bin", "link.bin", "", "folder/a"])
 def test_no_file_outside_its_folder_is_read(
     tmp_path: Path, location: str, place: Callable[[TensorProto], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +102,7 @@ def test_no_file_outside_its_folder_is_read(
     (home / "folder").mkdir(parents=True)
     (tmp_path / "secret.bin").write_bytes(SECRET)
     (home / "link.bin").symlink_to(tmp_path / "secret.bin")
-    (home / "folder" / "link").symlink_to(tmp_path / "secret.bin")
+    (home / "folder" / "a").symlink_to(tmp_path / "secret.bin")
     path = home / "model.onnx"
     path.write_bytes(place(external(location)))
     with pytest.raises(RigError, match=r"which is not in its folder: save it as one file"):

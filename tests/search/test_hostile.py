@@ -183,7 +183,7 @@ def test_studies(tmp_path: Path, make: Callable[[Path], None]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ['"text"', '{"op_code": 99}', '{"op_code": "x"}', "{}", "[1]", '{"op_code": 0, "worker_id": "w"}', "\x00\x01"],
+    ['"text"', '{"op_code": 99}', '{"op_code": "x"}', "{}", "[1]", '{"op_code": 0}', "\x00\x01"],
 )
 def test_journals(tmp_path: Path, line: str) -> None:
     path = tmp_path / "study.log"

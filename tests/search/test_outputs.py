@@ -25,22 +25,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def ask(here: Path, storage: str | None, **settings: str) -> None:
+def ask(here: Path, given: str | None, /, **settings: str) -> None:
     lines = ["task: a:b", *(f"{key}: {value}" for key, value in settings.items())]
     (here / "job.yaml").write_text("\n".join(lines) + "\n")
-    require_inside(load_job(here / "job.yaml"), storage=storage)
+    require_inside(load_job(here / "job.yaml"), storage=given)
 
 
-@pytest.mark.parametrize(
-    "storage", ["/etc", "..", "../outside", "runs/../../outside", "link", "link/deeper", "file:/..", "/"]
-)
+@pytest.mark.parametrize("storage", ["/etc", "..", "../outside", "runs/../../outside", "link", "link/deeper", "/"])
 def test_a_storage_outside(here: Path, storage: str) -> None:
-    if storage == "file:/..":
-        ask(here, None, storage=storage)  # a folder of that name, below this one
-        return
-    with pytest.raises(
-        UserError, match=r"job.yaml:2: storage: .* leads out of the current folder: if you mean it, say"
-    ):
+    with pytest.raises(UserError, match=r"job.yaml:2: storage: .* leads out of the current folder: if you mean it, sa"):
         ask(here, None, storage=storage)
     ask(here, storage, storage=storage)
 
