@@ -11,9 +11,10 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
+from admm.bounded import read_bounded, weight_bytes
 from admm.compute import Compute
 from admm.errors import PruneError
 from admm.plan import PruningPlan
@@ -314,7 +315,7 @@ def dense_weights(store: RunStore, job: Job, task: PreparedTask, model: nn.Modul
 def load_dense(path: Path, model: nn.Module) -> None:
     """Load the dense weights of a run. Raises `UserError` when the task builds another network now."""
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load(read_bounded(path, weight_bytes(model))))
     except (SafetensorError, RuntimeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit the task's network ({line}): has the task changed since?") from None

@@ -24,9 +24,9 @@ _TRAVELLED = "py_modules_files"
 def facts() -> dict[str, str | None]:
     """Distribution -> version on this machine, None for one that is missing; of prunefront, the one installed here."""
     known: dict[str, str | None] = {"prunefront": None}
-    for found in distributions(name="prunefront"):
-        if _TRAVELLED not in str(found.locate_file("")):
-            known["prunefront"] = found.version
+    installed = [d for d in distributions(name="prunefront") if _TRAVELLED not in str(d.locate_file(""))]
+    if installed:
+        known["prunefront"] = installed[0].version  # the one that an import would find
     for name in NEEDED:
         try:
             known[name] = version(name)

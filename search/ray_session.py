@@ -62,7 +62,7 @@ class Session:
 @contextlib.contextmanager
 def own_ray(scratch: Path, job: Job) -> Iterator[Placement]:
     """A Ray of our own on this machine, which ends with this process however that ends."""
-    _quiet()
+    _ready()
     with Watcher() as watcher:
         try:
             with watcher.marking(), _elsewhere_than(scratch / "empty"):
@@ -86,7 +86,7 @@ def joined(address: str, job: Job, say: Callable[[str], None]) -> Iterator[Sessi
     Within, rigs on other machines are opened there. Raises `UserError` for a cluster that cannot be joined, and for a
     node with other packages, by its address.
     """
-    _quiet()
+    _ready()
     scratch = Path(tempfile.mkdtemp(prefix="prunefront-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -145,7 +145,10 @@ def _elsewhere_than(empty: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _quiet() -> None:
+def _ready() -> None:
+    # Ray reads RAY_AUTH_MODE once a process, perhaps before a search in it has settled the mode.
+    config: Any = ray._raylet
+    config.Config.initialize("")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is no traceback for the user
 

@@ -12,9 +12,12 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from admm.bounded import read_bounded
 from search.atomic import disk_errors, json_text, parse_json
 from search.result import SCHEMA, Baseline, TrialResult
 
+#: No record of ours comes near it.
+MOST_BYTES = 256 * 2**20
 RESULT_NAME = "result.json"
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -140,7 +143,7 @@ class ResultCache:
             known = self._seen.get(number)
             if known is not None and known.stamp == stamp:
                 return known
-            result = parse_result(path.read_bytes())
+            result = parse_result(read_bounded(path, MOST_BYTES))
             if result.number != number:
                 raise ValueError(f"it is that of trial {result.number}")
         except FileNotFoundError:

@@ -29,6 +29,7 @@ from search.final_scores import score_front
 from search.job import Job
 from search.job_file import load_job
 from search.keep import disk_line, remove_unwanted
+from search.outputs import require_inside
 from search.points import read_points
 from search.recipe import as_begun, require_same_recipe
 from search.remote import is_url
@@ -83,6 +84,7 @@ def run_or_resume(
                 _drive(store, job, prepared, own, view=view, session=session, seconds=seconds, console=console)
         return
     job = load_job(target)
+    require_inside(job, storage=storage)
     job = job.with_overrides(
         trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage, align=align
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from admm.bounded import read_bounded
 from search.atomic import (
     StoreError,
     disk_errors,
@@ -22,7 +23,7 @@ from search.atomic import (
     write_atomic,
 )
 from search.lock import LOCK_NAME, driver_lock
-from search.record import RESULT_NAME, ResultCache, baseline_text, numbered, parse_baseline, result_text
+from search.record import MOST_BYTES, RESULT_NAME, ResultCache, baseline_text, numbered, parse_baseline, result_text
 from search.result import Baseline, TrialResult
 from search.run_dir import check_name, next_run_dir
 
@@ -30,6 +31,8 @@ __all__ = ["RunStore", "StoreError", "driver_lock", "next_run_dir", "write_atomi
 
 JOB_NAME = "job.yaml"
 MODEL_NAME = "model.onnx"
+#: What a run writes into: a link there would lead its files elsewhere.
+_OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray")
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "lost.txt"
 _PROBE_BYTES = 2**16
@@ -101,6 +104,12 @@ class RunStore:
         missing = [path.name for path in wanted if not path.exists()]
         if missing:
             raise StoreError(f"{root} is not a run folder: {', '.join(missing)} missing")
+        whole = root.resolve()
+        for name in _OWN_FOLDERS:
+            if not (root / name).resolve().is_relative_to(whole):
+                raise StoreError(
+                    f"{root / name} is a link out of the run folder: put the folder back, or link all of it"
+                )
         return store
 
     def environment(self) -> dict[str, Any]:
@@ -295,7 +304,7 @@ class RunStore:
     def _bytes(self, path: Path, absent: str) -> bytes:
         with disk_errors("read", path):
             try:
-                return path.read_bytes()
+                return read_bounded(path, MOST_BYTES)
             except FileNotFoundError:
                 raise StoreError(f"run {self.name} has no {path.name}: {absent}") from None
 

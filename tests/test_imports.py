@@ -15,19 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
 RAY = {
-    f"search.{name}"
-    for name in (
-        "capacity",
-        "driver",
-        "far_rigs",
-        "nodes",
-        "ray_session",
-        "rig_actor",
-        "rig_keeper",
-        "rungs",
-        "searcher",
-        "trainable",
-    )
+    *("search.capacity", "search.driver", "search.far_rigs", "search.nodes", "search.ray_session", "search.rig_actor"),
+    *("search.rig_keeper", "search.rungs", "search.searcher", "search.trainable"),
 }
 OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"

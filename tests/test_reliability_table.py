@@ -44,6 +44,15 @@ def test_every_failure_has_its_test_and_its_row() -> None:
     assert sorted(tests.values()) == sorted(_defined())
 
 
+def test_every_test_named_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    there: set[str] = set()
+    for path in (ROOT / "tests" / "cluster").glob("test_*.py"):
+        there |= {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert len(named) > len(_rows())
+    assert named <= there
+
+
 def test_the_times_are_those_recorded_last() -> None:
     recorded = json.loads((ROOT / "benchmarks" / "results" / "recovery.json").read_text())[-1]
     failures = recorded["details"]["failures"]
