@@ -12,12 +12,13 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from search.atomic import StoreError, disk_errors, sync_tree
 from search.job import Job
 from search.lease import NAME as LEASE_NAME
-from search.lease import Lease, Lost
+from search.lease import RENEWED_S, Lease, Lost
 from search.record import RESULT_NAME, is_number, numbered, parse_result
 from search.remote import Remote, is_url, join_url, name_of, without_secrets
 from search.store import JOB_NAME, RunStore
@@ -28,6 +29,8 @@ LOCAL = Path("runs")
 EVERY_S = 3.0
 #: After a copy failed.
 AGAIN_S = 30.0
+#: Files that are read from the URL side by side.
+ASKED_AT_A_TIME = 16
 _ENVIRONMENT = "environment.json"
 #: Of the top of a run folder: the driver's own, and what Ray and SQLite keep there.
 _NOT = ("driver.lock", "ray", "study.db", "study.db-journal", "study.db-wal", "study.db-shm", LEASE_NAME)
@@ -53,7 +56,10 @@ class Copies:
         self._store, self._remote, self._say = store, remote, say
         self._lease = Lease(remote)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._keep_up, daemon=True, name="copies")
+        # Each for itself: weights may take longer on their way than the lease runs.
+        self._threads = [
+            threading.Thread(target=task, daemon=True, name="copies") for task in (self._keep_up, self._keep_lease)
+        ]
         self._there: set[int] = set()
         self._stamps: dict[str, tuple[int, int]] = {}
         self._lost: Lost | None = None
@@ -67,12 +73,14 @@ class Copies:
             with contextlib.suppress(StoreError):
                 self._lease.give_back()
             raise
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if self._lost is not None:
             self._say(f"{self._lost}: nothing more was copied there")
             return
@@ -91,20 +99,28 @@ class Copies:
             return
         self._records()
         for number in numbered(self._store.trials_dir):
+            if self._lost is not None:
+                return
             if number not in self._there:
                 self._trial(number)
         self._study()
 
-    def _keep_up(self) -> None:
-        failed = False
-        while not self._closed.wait(AGAIN_S if failed else EVERY_S):
+    def _keep_lease(self) -> None:
+        while not self._closed.wait(RENEWED_S):
             try:
                 self._lease.renew()
-                self.push()
             except Lost as lost:
                 self._lost = lost
                 self._say(f"{lost}: this one copies nothing more; stop it, or it is in vain")
                 return
+            except StoreError:
+                continue  # what cannot be reached is said where the copies are made
+
+    def _keep_up(self) -> None:
+        failed = False
+        while not self._closed.wait(AGAIN_S if failed else EVERY_S) and self._lost is None:
+            try:
+                self.push()
             except (StoreError, OSError, sqlite3.Error) as error:
                 if not failed:
                     self._say(f"copies wait: {error}: the search goes on, and they are tried again")
@@ -173,14 +189,13 @@ def reconcile(store: RunStore, remote: Remote) -> set[int]:
 
     Raises `StoreError` where the two are different runs, or had gone on apart.
     """
-    there = finished_at(remote)
+    there = _finished(remote)
     environment = remote.read(_ENVIRONMENT)
     if environment is not None and environment != (store.root / _ENVIRONMENT).read_bytes():
         raise StoreError(
             f"{store.root} and {without_secrets(remote.url)} are different runs: choose another --name, or remove one"
         )
-    for number, files in sorted(there.items()):
-        record = remote.read(f"trials/{number}/{RESULT_NAME}")
+    for number, (files, record) in sorted(there.items()):
         mine = store.trial_dir(number)
         if mine.exists():
             if (mine / RESULT_NAME).exists() and (mine / RESULT_NAME).read_bytes() != record:
@@ -191,8 +206,10 @@ def reconcile(store: RunStore, remote: Remote) -> set[int]:
             continue
         staged = store.attempt_dir(number, "fetched")
         shutil.rmtree(staged)
-        for name in files:
-            remote.fetch(f"trials/{number}/{name}", staged / name)
+        with ThreadPoolExecutor(ASKED_AT_A_TIME) as pool:
+            asked = [pool.submit(remote.fetch, f"trials/{number}/{name}", staged / name) for name in files]
+            for fetching in asked:
+                fetching.result()
         with disk_errors("publish", mine):
             sync_tree(staged)
             staged.rename(mine)
@@ -200,19 +217,28 @@ def reconcile(store: RunStore, remote: Remote) -> set[int]:
     return set(there)
 
 
-def finished_at(remote: Remote) -> dict[int, list[str]]:
-    """The trials whose record is there, whole, with the names of their files."""
+def finished_at(remote: Remote) -> set[int]:
+    """The trials whose record is there, whole."""
+    return set(_finished(remote))
+
+
+def _finished(remote: Remote) -> dict[int, tuple[list[str], bytes]]:
+    """The trials whose record is there, whole, with the names of their files and that record."""
     trials: dict[int, list[str]] = {}
     for path in remote.files():
         parts = path.split("/", 2)
         if len(parts) == 3 and parts[0] == "trials" and is_number(parts[1]):
             trials.setdefault(int(parts[1]), []).append(parts[2])
-    return {number: files for number, files in trials.items() if RESULT_NAME in files and _whole(remote, number)}
+    asked = [number for number, files in trials.items() if RESULT_NAME in files]
+    with ThreadPoolExecutor(ASKED_AT_A_TIME) as pool:  # an object store takes its time for each, and minds no company
+        read = pool.map(remote.read, (f"trials/{number}/{RESULT_NAME}" for number in asked))
+        records = {number: record or b"" for number, record in zip(asked, read, strict=True)}
+    return {number: (trials[number], record) for number, record in records.items() if _is_whole(number, record)}
 
 
-def _whole(remote: Remote, number: int) -> bool:
+def _is_whole(number: int, record: bytes) -> bool:
     try:
-        return parse_result(remote.read(f"trials/{number}/{RESULT_NAME}") or b"").number == number
+        return parse_result(record).number == number
     except ValueError:
         return False
 

@@ -29,7 +29,6 @@ class Lease:
 
     def __post_init__(self) -> None:
         self._token = uuid.uuid4().hex
-        self._renewed = 0.0
 
     def take(self) -> None:
         """Raises `StoreError` naming the driver that holds the run."""
@@ -44,9 +43,7 @@ class Lease:
         self._write()
 
     def renew(self) -> None:
-        """Say that this driver lives, if it is time to. Raises `StoreError` when another has taken the run over."""
-        if time.monotonic() - self._renewed < RENEWED_S:
-            return
+        """Say that this driver lives. Raises `Lost` when another has taken the run over."""
         held = self._held()
         if held is not None and held["token"] != self._token:
             raise Lost(f"run {without_secrets(self.remote.url)} was taken over by a driver on host {held['host']}")
@@ -61,7 +58,6 @@ class Lease:
     def _write(self) -> None:
         note = {"token": self._token, "pid": os.getpid(), "host": socket.gethostname(), "heard": time.time()}
         self.remote.put(NAME, json.dumps(note).encode() + b"\n")
-        self._renewed = time.monotonic()
 
     def _held(self) -> dict[str, Any] | None:
         """The note that is there, None for none or one that cannot be believed."""

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from search.job import Job
+from search.remote import is_url
+
+#: Schemes of URLs that name a folder of this machine.
+_ON_THIS_DISK = ("file", "local")
 
 _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -20,7 +25,8 @@ def require_inside(job: Job, *, storage: str | None) -> None:
     `storage` is what the command line says instead of the file's: it may lie anywhere, and studies below it too.
     """
     here = Path.cwd().resolve()
-    if storage is None and not _URL.match(job.storage) and not _below(Path(job.storage), [here]):
+    folder = _storage_folder(job.storage)
+    if storage is None and folder is not None and not _below(folder, [here]):
         raise job.error(
             "storage", f"{job.storage!r} leads out of the current folder: if you mean it, say --storage {job.storage}"
         )
@@ -31,6 +37,14 @@ def require_inside(job: Job, *, storage: str | None) -> None:
             "search.study",
             f"{place!r} leads out of the current folder and of --storage: put it below one of them, or leave it out",
         )
+
+
+def _storage_folder(setting: str) -> Path | None:
+    """The folder on this machine that a storage names, by its path or by a URL; None for another machine's."""
+    if not is_url(setting):
+        return Path(setting)
+    parts = urlsplit(setting)
+    return Path(unquote(parts.path)) if parts.scheme.lower() in _ON_THIS_DISK else None
 
 
 def _study_file(setting: str) -> str | None:

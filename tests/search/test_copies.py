@@ -116,9 +116,9 @@ def test_a_trial_is_finished_there_only_with_its_whole_record(store: RunStore, r
     record = remote.read("trials/1/result.json") or b""
     for torn in (b"", record[:-20], (remote.read("trials/0/result.json") or b"")):
         put("trials/1/result.json", torn)
-        assert set(finished_at(remote)) == {0}
+        assert finished_at(remote) == {0}
     put("trials/1/result.json", record)
-    assert set(finished_at(remote)) == set(numbers)
+    assert finished_at(remote) == set(numbers)
 
 
 def test_nothing_is_pushed_twice_and_nothing_before_there_is_a_dense_network(tmp_path: Path, remote: Remote) -> None:
@@ -223,6 +223,24 @@ def test_names_of_copies_are_taken(tmp_path: Path) -> None:
         next_run_dir(tmp_path, "mine", "digits", ["mine"])
 
 
+def test_a_driver_that_was_taken_for_dead_copies_nothing_more(
+    store: RunStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "EVERY_S", 0.01)
+    monkeypatch.setattr(copies, "RENEWED_S", 0.01)
+    said: list[str] = []
+    sampler = _sampler(store)
+    with Copies(store, remote, said.append):
+        other = Lease(remote)
+        other._write()
+        _until(lambda: any("this one copies nothing more" in line for line in said))
+        number = _one_more(store, sampler)
+    assert number not in finished_at(remote)
+    assert remote.read(NAME) is not None
+    assert said[-1].endswith("nothing more was copied there")
+    other.renew()
+
+
 class TestLease:
     def _note(self, remote: Remote, **changes: object) -> None:
         note = {"token": "other", "pid": 1, "host": "elsewhere", "heard": time.time(), **changes}
@@ -259,8 +277,6 @@ class TestLease:
         lease = Lease(remote)
         lease.take()
         self._note(remote)
-        lease.renew()  # not yet time to look
-        lease._renewed -= 1000.0
         with pytest.raises(Lost, match="was taken over by a driver on host elsewhere"):
             lease.renew()
         lease.give_back()

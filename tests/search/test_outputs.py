@@ -31,7 +31,8 @@ def ask(here: Path, given: str | None, /, **settings: str) -> None:
     require_inside(load_job(here / "job.yaml"), storage=given)
 
 
-@pytest.mark.parametrize("storage", ["/etc", "..", "../outside", "runs/../../outside", "link", "link/deeper", "/"])
+@pytest.mark.parametrize("storage", ["/etc", "..", "../outside", "runs/../../outside", "link", "link/deeper", "/",
+                                     "file:///etc", "FILE:///etc", "local:///etc", "file://host/etc"])  # fmt: skip
 def test_a_storage_outside(here: Path, storage: str) -> None:
     with pytest.raises(UserError, match=r"job.yaml:2: storage: .* leads out of the current folder: if you mean it, sa"):
         ask(here, None, storage=storage)
