@@ -61,9 +61,13 @@ NoAlign = Annotated[
 
 @app.command()
 def search(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder to go on with.")],
+    job: Annotated[
+        str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder (or its URL) to go on with.")
+    ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run folder.")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where run folders are made.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="Where run folders are made, or copied to.")
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(metavar="N", parser=whole, help="Trials in all; may be more than before.")
     ] = None,
@@ -89,6 +93,9 @@ def search(
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", metavar="", help="Take a Ray that asks nobody for a token.")
+    ] = False,
 ) -> None:
     """Search for the front of a job, or go on with a run.
 
@@ -113,6 +120,7 @@ def search(
         rig=rig,
         objectives=objectives,
         address=address,
+        insecure=insecure,
         console=Console(highlight=False),
     )
 

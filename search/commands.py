@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 import search
+from admm.bounded import PLAN_BYTES, read_bounded
 from search.atomic import parse_json
 from search.budget import Budget
 from search.errors import UserError
@@ -126,7 +127,7 @@ def environment(job: Job) -> dict[str, Any]:
 def read_plan_text(path: Path) -> str:
     """The text of a plan file; raises `UserError` for one that is missing or no JSON object."""
     try:
-        text = path.read_text()
+        text = read_bounded(path, PLAN_BYTES).decode()
     except OSError as error:
         raise UserError(f"--plan {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

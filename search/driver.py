@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import time
@@ -13,17 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Said before Ray is imported: strangers on the network stay out, Tune keeps its hands off folders and logs.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
-# A slow machine has its agent of metrics up too late, and each process of Ray complains of that on the terminal.
-os.environ.setdefault("RAY_enable_metrics_collection", "0")
+from search.ray_session import Session, own_ray  # isort: skip  # it speaks to Ray before Ray is imported
 
 import ray
 from ray import tune
@@ -32,16 +21,19 @@ from ray.tune.stopper import Stopper
 import search
 from search.atomic import disk_errors
 from search.budget import Budget
-from search.errors import UserError
+from search.capacity import concurrency
+from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
 from search.job import Job
 from search.node_data import put_task
+from search.nodes import facts
 from search.objectives import Objectives
 from search.on_rigs import judged_on
-from search.orphans import Watcher
+from search.places import Placement
 from search.profile import Profile
 from search.result import Baseline, TrialResult
-from search.rig_actor import NAMESPACE, RESOURCE, start_rig, stop_rig
+from search.rig_actor import start_rigs, stop_rigs
+from search.rig_keeper import RigKeeper
 from search.rungs import RungBoard, RungScheduler, rung_iterations
 from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
@@ -111,15 +103,15 @@ def run_search(
     last_words: Callable[[], None],
     first: FirstPlans | None = None,
     points: Sequence[Mapping[str, int]] = (),
-    address: str | None = None,
+    session: Session | None = None,
     seconds: float | None = None,
     task: PreparedTask | None = None,
 ) -> Outcome:
     """Search until the job's trials are done, the time is up or Ctrl-C; the caller holds the driver's lock.
 
-    `points` are tried before all others, then the plans of `first`. `address` None starts Ray here and stops it after;
-    `auto` or HOST:PORT joins a cluster. `task`, where it is at hand, saves the workers loading its data. Raises `UserError` for a cluster that cannot be reached or lacks what a trial
-    needs.
+    `points` are tried before all others, then the plans of `first`. `session` is the cluster that was joined; without
+    one Ray is started here and stopped after. `task`, where it is at hand, saves the workers loading its data. Raises
+    `UserError` where there is less than a trial needs.
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
@@ -165,12 +157,17 @@ def run_search(
     )
     try:
         if not searcher.finished():
-            with interrupt.heard(), _ray(address, store.root / SCRATCH):
+            with (
+                interrupt.heard(),
+                _ray(session, store.root / SCRATCH, job) as placement,
+                _cluster_watch(store, session, view),
+            ):
                 interrupt.listen()
                 shared = (None, None) if task is None else put_task(task)
                 if shared[1] is not None:
                     view.say(f"each worker process loads the task's data for itself: {shared[1]}")
-                _fit(store, job, searcher, board if job.search.early_stopping else None, end, shared[0])
+                stopping = board if job.search.early_stopping else None
+                _fit(store, job, searcher, stopping, end, placement, view, data=shared[0])
     except _Ended:
         pass
     except Halt as halt:
@@ -179,6 +176,21 @@ def run_search(
         view.end()
     store.sweep_partials()
     return _outcome(store, job, searcher, end)
+
+
+def _cluster_watch(store: RunStore, session: Session | None, view: View) -> ClusterWatch:
+    """Over the head of the cluster that was joined, and the node of it that this driver is attached to."""
+    if session is None:
+        return ClusterWatch((), lambda: None)
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    places = [(host.strip("[]"), int(port)), *((n["NodeManagerAddress"], n["NodeManagerPort"]) for n in mine)]
+    last_words = (
+        f"the Ray cluster at {context.gcs_address} is gone: nothing finished is lost; once there is one again, go on "
+        f"with: prunefront search {store.root} --address {context.gcs_address}"
+    )
+    return ClusterWatch(places, partial(view.last_words, last_words))
 
 
 def _open_study(
@@ -225,11 +237,22 @@ def _count_start(store: RunStore) -> int:
 
 
 def _fit(
-    store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End, data: Any | None
+    store: RunStore,
+    job: Job,
+    searcher: PlanSearcher,
+    board: RungBoard | None,
+    end: _End,
+    placement: Placement,
+    view: View,
+    *,
+    data: Any | None,
 ) -> None:
-    searcher.max_concurrent = _concurrency(job)
+    searcher.max_concurrent = concurrency(job)
     resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
+    rigs = start_rigs(store.name, job, placement.places)
     shared = {
+        "rigs": rigs,
+        "packages": facts(),
         "version": search.__version__,
         "cpus": job.resources.cpus_per_trial,
         "gpus": job.resources.gpus_per_trial,
@@ -253,13 +276,13 @@ def _fit(
             verbose=0,
         ),
     )
-    start_rig(store.name, job)
     try:
         end.check()
-        tuner.fit()
+        with RigKeeper({rigs[place.rigs[0]]: place.resource for place in placement.places}, view.say):
+            tuner.fit()
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone already
-            stop_rig(store.name)
+            stop_rigs(rigs)
 
 
 def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Outcome:
@@ -276,60 +299,18 @@ def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Ou
     return Outcome(complete=False, reason=reason, results=results)
 
 
-def _concurrency(job: Job) -> int:
-    """How many trials run at a time. Raises `UserError` when the cluster cannot hold one."""
-    have = ray.cluster_resources()
-    need = {"CPU": job.resources.cpus_per_trial, "GPU": job.resources.gpus_per_trial}
-    fits = job.resources.max_concurrent or 10_000
-    for kind, amount in need.items():
-        if amount > 0:
-            if have.get(kind, 0.0) < amount:
-                raise UserError(
-                    f"resources: a trial needs {amount:g} {kind}, Ray has {have.get(kind, 0.0):g}: "
-                    f"lower resources.{kind.lower()}s_per_trial or add a node"
-                )
-            fits = min(fits, int(have[kind] / amount))
-    if have.get(RESOURCE, 0.0) < 1.0:
-        raise UserError(
-            f"no node of this cluster offers the resource {RESOURCE!r}: start one with "
-            f"ray start --resources='{{\"{RESOURCE}\": 1}}'"
-        )
-    return max(1, fits)
-
-
 @contextlib.contextmanager
-def _ray(address: str | None, scratch: Path) -> Iterator[None]:
-    """Ray for the length of a search, started from an empty folder, because Ray puts the current one on its workers'
-    path."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is no traceback for the user
+def _ray(session: Session | None, scratch: Path, job: Job) -> Iterator[Placement]:
+    """Ray for the trials, in a folder of its own that nothing is ever read from again; tells where the rigs are."""
     shutil.rmtree(scratch, ignore_errors=True)
-    empty = scratch / "empty"
-    with disk_errors("make", empty):
-        empty.mkdir(parents=True)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
-    before = os.getcwd()
-    with Watcher() as watcher:
-        try:
-            os.chdir(empty)
-            try:
-                if address is None:
-                    with watcher.marking():
-                        # "local": a cluster that RAY_ADDRESS names is joined only when --address says so
-                        ray.init(address="local", include_dashboard=False, resources={RESOURCE: 1}, **common)
-                else:
-                    ray.init(address=address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                why = next(iter(str(error).splitlines()), type(error).__name__)
-                if address is None:
-                    raise UserError(f"Ray cannot be started here: {why}") from None
-                raise UserError(
-                    f"--address {address}: no Ray cluster answers there ({why}): "
-                    f"start one with `ray start --head`, or leave --address out"
-                ) from None
-            finally:
-                os.chdir(before)
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(scratch, ignore_errors=True)
+    with disk_errors("make", scratch):
+        scratch.mkdir(parents=True)
+    try:
+        if session is None:
+            with own_ray(scratch, job) as placement:
+                yield placement
+        else:
+            session.rest()
+            yield session.placement
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

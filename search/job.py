@@ -83,7 +83,8 @@ class Job(Section):
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
     storage: Annotated[str, Field(min_length=1)] = "runs"
-    """The folder for run folders, relative to the current folder."""
+    """The folder for run folders, relative to the current folder; or a URL (`s3://bucket/runs`) where copies of those
+    in `runs` are kept."""
 
     _source: str = PrivateAttr(default="")
     _lines: dict[Place, int] = PrivateAttr(default_factory=dict)
@@ -160,10 +161,11 @@ class Job(Section):
 
     def load_task(self) -> Task:
         """The task that the job names; raises `UserError` with the place in the job file."""
+        from search.shipping import arrived
         from search.tasks.base import load_task
 
         try:
-            return load_task(self.task, self.task_args, self.folder)
+            return load_task(self.task, self.task_args, arrived(self.folder))
         except UserError as error:
             # What is wrong with `task` or `task_args` is mended in the job file, anything else in the user's code.
             key, _, message = str(error).partition(": ")

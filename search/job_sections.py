@@ -65,6 +65,9 @@ class RigSpec(Section):
     precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
     """What a GPU's rig computes float32 in, or a rig of modules runs them in; None: its own choice. ONNX Runtime on a
     processor computes what the file says."""
+    resource: Annotated[str | None, Field(pattern=r"^[A-Za-z]\w*$", max_length=100)] = "latency_rig"
+    """On a cluster, the custom resource of the machines that may measure; rigs of one resource take turns. Without such
+    a machine, and for None, it is the driver's."""
 
 
 class Budget(Section):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from admm.bounded import read_bounded
 from search.atomic import (
     StoreError,
     disk_errors,
@@ -22,7 +23,7 @@ from search.atomic import (
     write_atomic,
 )
 from search.lock import LOCK_NAME, driver_lock
-from search.record import RESULT_NAME, ResultCache, baseline_text, numbered, parse_baseline, result_text
+from search.record import MOST_BYTES, RESULT_NAME, ResultCache, baseline_text, numbered, parse_baseline, result_text
 from search.result import Baseline, TrialResult
 from search.run_dir import check_name, next_run_dir
 
@@ -33,8 +34,11 @@ View: TypeAlias = Callable[[TrialResult], TrialResult | str]
 
 JOB_NAME = "job.yaml"
 MODEL_NAME = "model.onnx"
+#: What a run writes into: a link there would lead its files elsewhere.
+_OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray")
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "lost.txt"
+_PROBE_BYTES = 2**16
 
 
 class RunStore:
@@ -109,6 +113,12 @@ class RunStore:
         missing = [path.name for path in wanted if not path.exists()]
         if missing:
             raise StoreError(f"{root} is not a run folder: {', '.join(missing)} missing")
+        whole = root.resolve()
+        for name in _OWN_FOLDERS:
+            if not (root / name).resolve().is_relative_to(whole):
+                raise StoreError(
+                    f"{root / name} is a link out of the run folder: put the folder back, or link all of it"
+                )
         return store
 
     def environment(self) -> dict[str, Any]:
@@ -185,6 +195,16 @@ class RunStore:
             folder = self.partial_dir / _checked(number)
             folder.mkdir(exist_ok=True)
             write_atomic(folder / LOSS_NAME, reason + "\n")
+
+    def require_writable(self) -> None:
+        """Raises `StoreError` where a worker could not have written either: then no trial is to blame for its loss."""
+        folder = self.partial_dir / f".trash-probe-{secrets.token_hex(4)}"
+        try:
+            with disk_errors("write", folder):
+                folder.mkdir()
+            write_atomic(folder / "probe", bytes(_PROBE_BYTES))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def last_loss(self, number: int) -> str | None:
         """Why the last attempt was lost that could still say so."""
@@ -309,7 +329,7 @@ class RunStore:
     def _bytes(self, path: Path, absent: str) -> bytes:
         with disk_errors("read", path):
             try:
-                return path.read_bytes()
+                return read_bounded(path, MOST_BYTES)
             except FileNotFoundError:
                 raise StoreError(f"run {self.name} has no {path.name}: {absent}") from None
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -19,8 +20,9 @@ from search.bench import dense_forms, open_bench
 from search.job_file import load_job
 from search.module_rigs import of_modules
 from search.node_data import get_task
+from search.nodes import facts, mismatch
 from search.objectives import Objectives
-from search.rig_actor import RemoteModules, remote_measure
+from search.rig_actor import remote_measure, remote_modules
 from search.store import RunStore
 from search.trial import Bench, Start, TrialSpec
 from search.worker import TrialRun
@@ -56,8 +58,8 @@ class PruneTrainable(tune.Trainable):
         if PruneTrainable._bench is None or PruneTrainable._bench_of != identity:
             device = torch.device("cuda" if torch.cuda.is_available() and config["gpus"] > 0 else "cpu")
             job = load_job(self._store.job_path)
-            measure = remote_measure(self._store.name, dense_forms(self._store, job))
-            modules = RemoteModules(self._store.name) if of_modules(job) else None
+            measure = remote_measure(config["rigs"], dense_forms(self._store, job))
+            modules = remote_modules(config["rigs"]) if of_modules(job) else None
             task = None if data is None else get_task(data, job)
             PruneTrainable._bench = open_bench(
                 self._store, job, measure=measure, device=device, modules=modules, task=task
@@ -123,9 +125,11 @@ class PruneTrainable(tune.Trainable):
 
     @staticmethod
     def _require_same_package(config: dict[str, Any]) -> None:
-        """A worker that imports somebody else's `search` must not get as far as a confusing error."""
+        """A node that joined later, with other packages, must not get as far as a confusing error or a wrong figure."""
+        wrong = None
         if search.__version__ != config["version"]:
-            raise RuntimeError(
-                f"this worker has prunefront {search.__version__} ({search.__file__}), "
-                f"the driver {config['version']}: install the same version"
-            )
+            wrong = f"it has prunefront {search.__version__} ({search.__file__}), the driver {config['version']}"
+        wrong = wrong or mismatch(facts(), config["packages"], config["version"])
+        if wrong is not None:
+            address = ray.util.get_node_ip_address()
+            raise RuntimeError(f"node {address} cannot work for this search: {wrong}")
