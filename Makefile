@@ -26,7 +26,7 @@ demo: install
 
 # One process a core; a file stays in one process, so that its Ray cluster is started once.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

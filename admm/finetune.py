@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from admm.compute import PLAIN, Compute
 from admm.ema import Ema
 from admm.settings import FinetuneSettings
 from admm.training import Batch, EpochStats, Loss, cosine, make_optimizer, one_cycle, train_epoch
+
+if TYPE_CHECKING:
+    from admm.team import Team
 
 #: Share of the steps over which `one-cycle` rises.
 WARMUP = 0.1
@@ -38,7 +41,9 @@ class Finetune:
         teacher: Callable[[Tensor], Tensor] | None = None,
         compute: Compute = PLAIN,
         steps_per_epoch: int | None = None,
+        team: Team | None = None,
     ) -> None:
+        self._team = team
         self._model = model
         self._settings = settings
         self._loss = loss
@@ -76,6 +81,7 @@ class Finetune:
             distillation=(settings.distillation_weight, settings.temperature),
             max_grad_norm=settings.max_grad_norm,
             compute=self._compute,
+            team=self._team,
         )
         self.epoch += 1
         self._steps_per_epoch = stats.steps

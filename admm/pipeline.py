@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +38,9 @@ from admm.trace import AdmmTrace
 from admm.training import Batch, Loss, cosine, frozen_teacher, make_optimizer, seed_epoch, train_epoch
 from admm.validate import check_model, require_finite
 
+if TYPE_CHECKING:
+    from admm.team import Team
+
 #: Where a cosine over the ADMM phase ends: W must go on following Z.
 LEAST_LR = 0.1
 
@@ -52,7 +55,8 @@ class PruneRun:
     that trains on sees what it has not seen yet, where batches are drawn or augmented anew each epoch. `evaluate` is
     asked once an ADMM iteration (of the network as if pruned then) and around the hard prune. `steps_per_epoch`, where
     it is known, lets rho start at its right size in the first iteration. `plan` may be a `Target`, see `prune()`.
-    `teacher` is distilled from instead of the model as it is given. Raises `PlanError` before any training.
+    `teacher` is distilled from instead of the model as it is given. With a `team` every process of it runs the same,
+    `evaluate` is asked in the first alone. Raises `PlanError` before any training.
     """
 
     def __init__(
@@ -73,12 +77,14 @@ class PruneRun:
         compute: Compute = PLAIN,
         teacher: nn.Module | None = None,
         first_epoch: int = 0,
+        team: Team | None = None,
     ) -> None:
         check_model(model)
         self.plan = plan
         self.groups = groups
         self._loss = loss
-        self._evaluate = evaluate
+        self._team = team
+        self._evaluate = evaluate if evaluate is None or team is None else _of_the_first(evaluate, team)
         self._train_batches = train_batches
         self._first_epoch = first_epoch
         self._admm_settings = admm or AdmmSettings()
@@ -180,10 +186,13 @@ class PruneRun:
                 after_step=self._after_step,
                 max_grad_norm=settings.max_grad_norm,
                 compute=self._compute,
+                team=self._team,
             )
             losses.append(stats.loss)
             self._count(stats.samples)
         record = self._admm.end_iteration(sum(losses) / len(losses))
+        if self._team is not None:
+            self._team.require_same(self._admm.state()[0], f"after ADMM iteration {record.iteration}")
         self.trace.records.append(record)
         self._steps_done += 1
         index = self._admm.iteration
@@ -222,6 +231,8 @@ class PruneRun:
         accuracy = None
         if self._finetune.done:
             require_finite(self.model, "after retraining")
+            if self._team is not None:
+                self._team.require_same(dict(self.model.named_parameters()), "after retraining")
             if self._finetune_settings.ema > 0.0:
                 self._recalibrate(self.model)  # the statistics are of the weights that were averaged, not of the mean
             if self._evaluate is not None:
@@ -296,6 +307,7 @@ class PruneRun:
             teacher=teacher,
             compute=self._compute,
             steps_per_epoch=self._steps_per_epoch,
+            team=self._team,
         )
         self.phase = "finetune"
         if self._finetune.done:
@@ -365,6 +377,11 @@ class PruneRun:
             self._finetune.load_state(parts["finetune"], values["finetune"])
         else:
             self._finish()
+
+
+def _of_the_first(evaluate: Evaluate, team: Team) -> Evaluate:
+    """Asked in one process, known to all."""
+    return lambda model: team.first(lambda: evaluate(model))
 
 
 def prune(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.nn import functional as F
 
 from admm.compute import PLAIN, Compute
 from admm.errors import DivergedError, PruneError
+
+if TYPE_CHECKING:
+    from admm.team import Team
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -51,42 +55,48 @@ def train_epoch(
     distillation: tuple[float, float] = (0.0, 1.0),
     max_grad_norm: float | None = None,
     compute: Compute = PLAIN,
+    team: Team | None = None,
 ) -> EpochStats:
     """One epoch of forward, backward, step; `before_step(i)` runs before batch i, `after_step()` after each step.
 
     `distillation` = (weight, temperature) mixes in the KL divergence to `teacher`'s outputs. The loss is read from the
-    device once an epoch, not once a step. Raises `DivergedError` when it is not finite, `PruneError` for no data,
-    `ValueError` for a `compute` that the device has not.
+    device once an epoch, not once a step. With a `team` each process takes its part of every batch. Raises
+    `DivergedError` when it is not finite, `PruneError` for no data, `ValueError` for a `compute` that the device has
+    not.
     """
     model.train()
+    trained = model if team is None else team.replica(model).train()
     device = next(model.parameters()).device
     compute.require(device)
     total = torch.zeros((), device=device, dtype=torch.float64)
     samples = steps = 0
-    for step, (inputs, targets) in enumerate(on_device(batches, device)):
+    for step, (inputs, targets) in enumerate(batches):
         if before_step is not None:
             before_step(step)
+        samples, share = samples + len(inputs), None
+        if team is not None:
+            inputs, targets, share = team.part(inputs, targets)
+        inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         inputs = compute.layout(inputs)
-        outputs = compute.forward(model, inputs)
+        outputs = compute.forward(trained, inputs)
         value = loss(outputs, targets)
         weight, temperature = distillation
         if teacher is not None and weight > 0.0:
             value = (1.0 - weight) * value + weight * soft_loss(outputs, teacher(inputs), temperature)
-        value.backward()
+        (value if share is None else share * value).backward()
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         optimizer.step()
         if after_step is not None:
             after_step()
         total += value.detach() * len(inputs)
-        samples += len(inputs)
         steps += 1
     if not samples:
         raise PruneError(
             f"the training data gave no batch in {phase}: train_batches(epoch) must give them anew each epoch"
         )
-    mean = float(total) / samples
+    mean = float(total if team is None else team.total(total)) / samples
     if not math.isfinite(mean):
         raise DivergedError(f"the loss is {mean} in {phase}: lower its lr (or set max_grad_norm)")
     return EpochStats(loss=mean, samples=samples, steps=steps)

@@ -13,7 +13,7 @@ from quality_lab import Ask, Lab, Method, Trial
 from quality_real import RealLab
 
 from search.driver import CONTROL, UNIFORM
-from search.inherit import nearest_start, same_plan
+from search.inherit import Starts
 from search.result import TrialResult
 from search.sampler import Proposal, SpaceExhausted, StudySampler
 from search.space import Space
@@ -48,8 +48,8 @@ class Studied:
             dense_accuracy=lab.dense_accuracy,
         )
         self._inherit = inherit
-        self._results: dict[int, TrialResult] = {}
         self._trials: dict[int, Trial] = {}
+        self._starts = Starts(self._trials.__contains__)
         for source, plans in (first or {}).items():
             self._sampler.enqueue(plans, source)
         self._seed = seed
@@ -80,13 +80,13 @@ class Studied:
         """As the driver's searcher chooses it: the plan's own weights, or those of the nearest less pruned plan."""
         if not self._inherit:
             return None
-        own = same_plan(proposal.plan, proposal.stretch, self._results, self._trials.__contains__)
-        start = own or nearest_start(proposal.plan, self._results, self._trials.__contains__)
+        own = self._starts.same_plan(proposal.plan, proposal.stretch)
+        start = own or self._starts.nearest(proposal.plan)
         return None if start is None else self._trials[start.number]
 
     def tell(self, result: TrialResult) -> None:
         """To the study."""
-        self._results[result.number] = result
+        self._starts.add(result)
         self._sampler.tell(result)
 
 
@@ -139,7 +139,7 @@ def ours(lab: Lab, seed: int, *, inherit: bool = True) -> Method:
         uniform = [lab.space.uniform(sparsity) for sparsity in UNIFORM]
         return Studied(lab, "tpe", seed, first={"uniform": uniform}, neighbours=True)
     warm, charged = lab.first_plans()
-    first = {"warm start": warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
+    first = {**warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
     return Studied(lab, "tpe", seed, first=first, charged=charged, neighbours=True, inherit=inherit)
 
 

@@ -131,8 +131,8 @@ class RealLab:
         """Of the dense ONNX file."""
         return self._bench.baseline.accuracy
 
-    def first_plans(self) -> tuple[list[dict[str, int]], float]:
-        """(steps of the plans that a search would begin with, the epochs that finding them took).
+    def first_plans(self) -> tuple[dict[str, list[dict[str, int]]], float]:
+        """(steps of the plans that a search would begin with, by what found them, and the epochs that it took).
 
         Kept in the folder; the epochs are charged to every run that begins with them.
         """
@@ -145,7 +145,10 @@ class RealLab:
             measure=self._measure,
             count=FIRST_PLANS,
         )
-        return found.params, found.epochs
+        by_source: dict[str, list[dict[str, int]]] = {}
+        for plan in found.plans:
+            by_source.setdefault(plan.source, []).append(dict(plan.params))
+        return by_source, found.epochs
 
     @cached_property
     def conditions(self) -> dict[str, Any]:

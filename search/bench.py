@@ -247,9 +247,12 @@ def require_finite(task: PreparedTask, model: nn.Module) -> None:
         raise UserError(f"task {task.task.name!r}: the network gives NaN or infinity: are its weights right?")
 
 
-def prepare_task(job: Job) -> tuple[PreparedTask, nn.Module]:
-    """The job's task, readable, and its freshly built network, both checked with one batch. Raises `UserError`."""
-    task = prepare(job.load_task(), job.search.seed)
+def prepare_task(job: Job, task: PreparedTask | None = None) -> tuple[PreparedTask, nn.Module]:
+    """The job's task, readable, and its freshly built network, both checked with one batch. Raises `UserError`.
+
+    `task` is the job's, where it was prepared before.
+    """
+    task = task or prepare(job.load_task(), job.search.seed)
     model = build_model(task)
     check_task(task, model)
     return task, model
@@ -373,10 +376,14 @@ def open_bench(
     measure: MeasureOn | None = None,
     device: torch.device | None = None,
     modules: Modules | None = None,
+    task: PreparedTask | None = None,
 ) -> Bench:
-    """The bench of a prepared run, as a worker opens it: everything is read, nothing is trained or written."""
+    """The bench of a prepared run, as a worker opens it: everything is read, nothing is trained or written.
+
+    `task` is the job's, where it was prepared before.
+    """
     job = job or load_job(store.job_path)
-    task, model = prepare_task(job)
+    task, model = prepare_task(job, task)
     require_same_data(store, task)
     load_dense(store.baseline_dir / WEIGHTS_NAME, model)
     modules = modules or local_modules(job, task)

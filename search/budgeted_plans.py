@@ -7,7 +7,7 @@ of the weights' energy when all are cut at once, coupled layers together. Where 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -18,14 +18,13 @@ from admm.plan import N_OF_M
 from admm.target import Target
 from search.bench import Prepared
 from search.forecast import Forecast
-from search.ladder import WarmPlan
 
-#: Halvings of the range of MAC fractions; what is left is finer than a block of most layers.
-ROUNDS = 9
+#: Halvings of the range of MAC fractions: the last one moves a plan by less than its latency is known.
+ROUNDS = 7
 
 
 class Budgeted:
-    """Plans of a job's space that keep most energy, for speed-ups of the forecast.
+    """Steps of a job's space that keep most of the weights' energy, for speed-ups of the forecast.
 
     `prepared.model` holds the dense weights. A job of `n:m` alone has nothing to allocate.
     """
@@ -40,38 +39,26 @@ class Budgeted:
         self._values = {name: p.detach() for name, p in model.named_parameters()}
         self._known: dict[float, Mapping[str, int] | None] = {}
 
-    def plans(self, speedups: Sequence[float]) -> list[WarmPlan]:
-        """For each speed-up the plan of the largest MAC fraction that the forecast with its margin is sure of.
+    def steps(self, speedup: float) -> Mapping[str, int] | None:
+        """Of the plan with the largest MAC fraction for which the forecast with its margin is sure of `speedup` > 1.
 
-        None for a speed-up that no MAC fraction leads to.
+        None for a speed-up that no fraction leads to.
         """
         if not self._structures:
-            return []
-        found = [self._plan(speedup) for speedup in speedups]
-        return [plan for plan in found if plan is not None]
-
-    def _plan(self, speedup: float) -> WarmPlan | None:
+            return None
         # ln of the fraction kept: nothing removed at 0, and far below any structure's reach at the other end
         slow, fast, best = 0.0, -2.0 * math.log(speedup) - 1.0, None
         for _ in range(ROUNDS):
             middle = (slow + fast) / 2.0
-            steps = self._steps(round(middle, 9))
+            steps = self._allocated(round(middle, 9))
             if steps is not None and self._forecast.safe_speedup(steps) < speedup:
                 slow = middle
             else:
                 # a fraction out of reach is too small, whatever it would take
                 fast, best = middle, steps if steps is not None else best
-        if best is None:
-            return None
-        return WarmPlan(
-            params=best,
-            asked=speedup,
-            speedup=self._forecast.speedup(best),
-            safe_speedup=self._forecast.safe_speedup(best),
-            damage=math.nan,  # energy is no loss: not comparable with the ladder's
-        )
+        return best
 
-    def _steps(self, log_fraction: float) -> Mapping[str, int] | None:
+    def _allocated(self, log_fraction: float) -> Mapping[str, int] | None:
         """The space's steps of the allocation that keeps this fraction of the MACs; None where it is out of reach."""
         if log_fraction not in self._known:
             prepared = self._prepared

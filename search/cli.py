@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from search import cli_reading
+from search.cli_reading import Json, Run
 from search.errors import UserError
 from search.signals import INTERRUPTED
 
@@ -50,8 +52,6 @@ Latency = Annotated[float | None, typer.Option(metavar="X", parser=number, help=
 Speedup = Annotated[
     float | None, typer.Option(metavar="X", parser=number, help="Budget: speed-up over the dense network.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
 
 
 NoAlign = Annotated[
@@ -264,6 +264,9 @@ def profile(
     from search.profile_command import profile_job
 
     profile_job(source, every=every, as_json=as_json, console=Console(highlight=False))
+
+
+cli_reading.add_to(app)
 
 
 def duration(text: str) -> float:

@@ -35,6 +35,7 @@ from search.budget import Budget
 from search.errors import UserError
 from search.finals import final_plans
 from search.job import Job
+from search.node_data import put_task
 from search.objectives import Objectives
 from search.on_rigs import judged_on
 from search.orphans import Watcher
@@ -46,6 +47,7 @@ from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
 from search.signals import Interrupt
 from search.store import RunStore, write_atomic
+from search.tasks.base import PreparedTask
 from search.trainable import PruneTrainable
 from search.view import View
 from search.warmstart import FirstPlans
@@ -111,11 +113,12 @@ def run_search(
     points: Sequence[Mapping[str, int]] = (),
     address: str | None = None,
     seconds: float | None = None,
+    task: PreparedTask | None = None,
 ) -> Outcome:
     """Search until the job's trials are done, the time is up or Ctrl-C; the caller holds the driver's lock.
 
     `points` are tried before all others, then the plans of `first`. `address` None starts Ray here and stops it after;
-    `auto` or HOST:PORT joins a cluster. Raises `UserError` for a cluster that cannot be reached or lacks what a trial
+    `auto` or HOST:PORT joins a cluster. `task`, where it is at hand, saves the workers loading its data. Raises `UserError` for a cluster that cannot be reached or lacks what a trial
     needs.
     """
     unfinished = store.sweep_partials()
@@ -127,7 +130,8 @@ def run_search(
     sampler.enqueue(points, "user")
     space = profile.space
     if first is not None:
-        sampler.enqueue((space.params(space.plan(plan.params)) for plan in first.plans), "warm start")
+        for plan in first.plans:
+            sampler.enqueue([space.params(space.plan(plan.params))], plan.source)
     if not store.results():
         controls = CONTROL if first is not None and first.plans else UNIFORM
         sampler.enqueue((space.uniform(sparsity) for sparsity in controls), "uniform")
@@ -163,7 +167,10 @@ def run_search(
         if not searcher.finished():
             with interrupt.heard(), _ray(address, store.root / SCRATCH):
                 interrupt.listen()
-                _fit(store, job, searcher, board if job.search.early_stopping else None, end)
+                shared = (None, None) if task is None else put_task(task)
+                if shared[1] is not None:
+                    view.say(f"each worker process loads the task's data for itself: {shared[1]}")
+                _fit(store, job, searcher, board if job.search.early_stopping else None, end, shared[0])
     except _Ended:
         pass
     except Halt as halt:
@@ -217,7 +224,9 @@ def _count_start(store: RunStore) -> int:
     return before
 
 
-def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End) -> None:
+def _fit(
+    store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End, data: Any | None
+) -> None:
     searcher.max_concurrent = _concurrency(job)
     resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
     shared = {
@@ -227,7 +236,7 @@ def _fit(store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | N
         "cwd": os.getcwd(),
     }
     tuner = tune.Tuner(
-        tune.with_resources(PruneTrainable, resources),
+        tune.with_resources(tune.with_parameters(PruneTrainable, data=(data,)), resources),
         param_space=shared,
         tune_config=tune.TuneConfig(
             search_alg=searcher,

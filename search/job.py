@@ -66,9 +66,10 @@ class Job(Section):
     structures: Annotated[tuple[Structure, ...], Field(strict=False, min_length=1)] = ("filter",)
     layers: LayerSelection = LayerSelection()
     sparsity: SparsityRange = SparsityRange()
-    rigs: Annotated[tuple[Annotated[RigSpec, BeforeValidator(_named_rig)], ...], Field(strict=False, min_length=1)] = (
-        RigSpec(name="onnxruntime-cpu"),
-    )
+    rigs: Annotated[
+        tuple[Annotated[RigSpec, BeforeValidator(_named_rig, json_schema_input_type=RigSpec | str)], ...],
+        Field(strict=False, min_length=1),
+    ] = (RigSpec(name="onnxruntime-cpu"),)
     """The first decides; the others are measured too."""
     budget: Budget | None = None
     admm: AdmmSettings = AdmmSettings()

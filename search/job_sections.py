@@ -15,7 +15,10 @@ Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured", "n:
 class Section(BaseModel):
     """A part of a job: frozen, no unknown keys, no silent conversion of text into numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The strings under the fields are what an editor tells of them: they are part of the JSON schema.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class LayerSelection(Section):
@@ -34,13 +37,16 @@ def _align(value: object) -> object:
     raise ValueError(f"must be auto or a whole number of at least 1, got {got}{mend}")
 
 
+_Align: TypeAlias = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
 class SparsityRange(Section):
     """The sparsities that the search may ask for, as fractions of the dense layer."""
 
     min: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    align: Annotated[int | str, BeforeValidator(_align)] = "auto"
+    align: Annotated[int | str, BeforeValidator(_align, json_schema_input_type=_Align)] = "auto"
     """Kept counts of filters and channels are multiples of this: `auto` measures the device's block; 1 turns it off."""
 
     @model_validator(mode="after")

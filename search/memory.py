@@ -31,8 +31,9 @@ FIRST = 6
 GUIDED = 0.9
 #: The source that trains a plan of the front for longer, from its own weights.
 AGAIN = "again"
-#: Share of the accuracy missing to the dense network that a plan is expected to gain the second time it is trained.
-RISE = 0.35
+#: Share of the accuracy missing to the dense network that a plan is expected to gain the second time it is trained, and
+#: how that share falls from one time to the next.
+RISE, FADING_RISE = 0.4, 0.7
 #: No plan is trained for more than so many times the schedule.
 LONGEST_AGAIN = 8.0
 
@@ -112,7 +113,8 @@ class Memory:
             longer = known.stretch + 1.0
             if longer > LONGEST_AGAIN or seen(known.steps, longer):
                 continue
-            rise = RISE**known.stretch * max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
+            missing = max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
+            rise = RISE * FADING_RISE ** (known.stretch - 1.0) * missing
             accuracy, *costs = known.figures.point
             gain = self._area.gain(accuracy + rise, *costs)
             if known.excess is not None:

@@ -126,6 +126,14 @@ class ResultCache:
         self._seen = {number: self._entry(number) for number in numbered(self._dir)}
         return self._seen
 
+    def look(self, number: int) -> Entry | None:
+        """One trial as it stands on the disk now, None where it is not finished: one look, however many trials."""
+        if not (self._dir / str(number)).exists():
+            self._seen.pop(number, None)
+            return None
+        self._seen[number] = entry = self._entry(number)
+        return entry
+
     def _entry(self, number: int) -> Entry:
         path = self._dir / str(number) / RESULT_NAME
         stamp: tuple[int, int, int] | None = None

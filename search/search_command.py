@@ -175,6 +175,7 @@ def _drive(
             points=points,
             address=address,
             seconds=seconds,
+            task=prepared.task,
         )
     write_reports(store, job, baseline, outcome.results)
     disk = None

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from ray.tune.search import Searcher
 
 from admm.compact import WEIGHTS_FILE
-from search.inherit import nearest_start, same_plan
+from search.inherit import Starts
 from search.result import TrialResult
 from search.sampler import FINAL, TWIN, Proposal, SpaceExhausted, StudySampler
 from search.store import RunStore, StoreError
@@ -91,14 +91,19 @@ class PlanSearcher(Searcher):
         self._losses: Counter[int] = Counter()
         self.infeasible_in_a_row = 0
         # what another budget kept from being trained says nothing of this one's feasibility
-        self._ended = {n: r.spent for n, r in store.results().items() if not sampler.fits_now(r)}
-        self._infeasible = {n for n, r in store.results().items() if n in self._ended and r.status == "infeasible"}
+        results = store.results()
+        counted = {n: r for n, r in results.items() if not sampler.fits_now(r)}
+        self._spent = {n for n, r in counted.items() if r.spent}
+        self._infeasible = {n for n, r in counted.items() if r.status == "infeasible"}
+        self._starts = Starts(self._has_weights)
+        for result in results.values():
+            self._starts.add(result)
         self.exhausted = False
 
     @property
     def spent(self) -> int:
         """Trials that count against the number asked for: trained, stopped or failed ones."""
-        return sum(self._ended.values())
+        return len(self._spent)
 
     @property
     def searched(self) -> bool:
@@ -163,16 +168,16 @@ class PlanSearcher(Searcher):
             "stretch": proposal.stretch,
             "source": proposal.source,
             "start": self._start(proposal),
+            "twins": list(self._starts.twins(proposal.plan)),
         }
 
     def _start(self, proposal: Proposal) -> tuple[int, float] | None:
         """(the finished trial whose weights this one begins with, what that trained of this plan); None: dense."""
-        results = self._store.results()
         if proposal.stretch > 1.0:
-            own = same_plan(proposal.plan, proposal.stretch, results, self._has_weights)
+            own = self._starts.same_plan(proposal.plan, proposal.stretch)
             if own is not None:
                 return own.number, own.stretch
-        start = nearest_start(proposal.plan, results, self._has_weights) if self._inherit else None
+        start = self._starts.nearest(proposal.plan) if self._inherit else None
         return None if start is None else (start.number, 0.0)
 
     def _has_weights(self, number: int) -> bool:
@@ -230,7 +235,9 @@ class PlanSearcher(Searcher):
             return
         record = self._store.result(number)
         self._sampler.tell(record)
-        self._ended[number] = record.spent
+        self._starts.add(record)
+        if record.spent:
+            self._spent.add(number)
         self.infeasible_in_a_row += 1
         if record.status == "infeasible":
             self._infeasible.add(number)

@@ -251,11 +251,11 @@ class RunStore:
     def result(self, number: int) -> TrialResult:
         """One finished trial; raises `StoreError` saying why there is none."""
         _checked(number)
-        entries = self._cache.scan()
-        if number not in entries:
+        entry = self._cache.look(number)
+        if entry is None:
+            entries = self._cache.scan()
             span = f"it has {len(entries)}, from {min(entries)} to {max(entries)}" if entries else "it has none yet"
             raise StoreError(f"run {self.name} has no finished trial {number}: {span}")
-        entry = entries[number]
         if entry.result is None:
             raise StoreError(f"run {self.name}: {entry.problem}")
         seen = self._view(entry.result)

@@ -18,6 +18,7 @@ from evaluators.errors import one_line
 from search.bench import dense_forms, open_bench
 from search.job_file import load_job
 from search.module_rigs import of_modules
+from search.node_data import get_task
 from search.objectives import Objectives
 from search.rig_actor import RemoteModules, remote_measure
 from search.store import RunStore
@@ -36,17 +37,20 @@ class PruneTrainable(tune.Trainable):
     _bench: Bench | None = None
     _bench_of: tuple[str, float] | None = None
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Open the bench and the trial; a checkpoint of an earlier attempt is taken up."""
+    def setup(self, config: dict[str, Any], data: tuple[Any | None] = (None,)) -> None:
+        """Open the bench and the trial; a checkpoint of an earlier attempt is taken up.
+
+        `data` holds where the task lies in the object store, None where each worker loads it for itself.
+        """
         self._require_same_package(config)
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
         torch.set_num_threads(max(1, int(config["cpus"])))
         self._store = RunStore.open(Path(config["run_dir"]))
         with self._telling(int(config["number"])):
-            self._open(config)
+            self._open(config, data[0])
 
-    def _open(self, config: dict[str, Any]) -> None:
+    def _open(self, config: dict[str, Any], data: Any | None) -> None:
         # a job that changed between two drivers is another bench
         identity = (str(self._store.root), self._store.job_path.stat().st_mtime)
         if PruneTrainable._bench is None or PruneTrainable._bench_of != identity:
@@ -54,7 +58,10 @@ class PruneTrainable(tune.Trainable):
             job = load_job(self._store.job_path)
             measure = remote_measure(self._store.name, dense_forms(self._store, job))
             modules = RemoteModules(self._store.name) if of_modules(job) else None
-            PruneTrainable._bench = open_bench(self._store, job, measure=measure, device=device, modules=modules)
+            task = None if data is None else get_task(data, job)
+            PruneTrainable._bench = open_bench(
+                self._store, job, measure=measure, device=device, modules=modules, task=task
+            )
             PruneTrainable._bench_of = identity
         bench = PruneTrainable._bench
         self._objectives = Objectives.of(bench.job, bench.baseline)
@@ -68,6 +75,7 @@ class PruneTrainable(tune.Trainable):
             stretch=float(config["stretch"]),
             source=config["source"],
             start=None if start is None else self._start(int(start[0]), float(start[1])),
+            twins=tuple(config["twins"]),
         )
         self._trial = TrialRun(bench, spec, store=self._store)
 

@@ -97,6 +97,8 @@ class TrialSpec:
     """Who proposed it."""
     start: Start | None = None
     """Whose weights it begins with; None: the dense network's."""
+    twins: tuple[int, ...] | None = None
+    """The finished trials of the same plan, one of which may have trained its weights; None: they are looked for."""
 
     def __post_init__(self) -> None:
         self.plan.to_dict()
@@ -116,7 +118,7 @@ class TrialSpec:
         iterations = math.ceil(job.admm.iterations * times - 1e-9)
         epochs = math.ceil(job.finetune.epochs * times - 1e-9)
         if before > 0.0:
-            iterations, epochs = 0, math.ceil(_epochs(job) * times - 1e-9)
+            iterations, epochs = 0, math.ceil(epochs_of(job) * times - 1e-9)
         return job.model_copy(
             update={
                 "admm": job.admm.model_copy(update={"iterations": iterations}),
@@ -124,12 +126,8 @@ class TrialSpec:
             }
         )
 
-    def first_epoch(self, job: Job, before: float) -> int:
-        """The first epoch of the training data that this plan has not been trained on; 0 where it begins anew."""
-        return math.ceil(_epochs(job) * before - 1e-9)
 
-
-def _epochs(job: Job) -> int:
+def epochs_of(job: Job) -> int:
     """Of one trial, ADMM and retraining together."""
     return job.admm.iterations * job.admm.epochs_per_iteration + job.finetune.epochs
 

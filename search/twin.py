@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -16,7 +18,7 @@ from admm.outcome import PruneResult
 from admm.plan import PruningPlan
 from admm.trace import AdmmTrace
 from search.result import TrialResult
-from search.store import RunStore
+from search.store import RunStore, StoreError
 from search.trial import Start, TrialSpec
 
 TRACE_NAME = "trace.jsonl"
@@ -27,7 +29,8 @@ def twin_of(store: RunStore, spec: TrialSpec, align: int) -> TrialResult | None:
     if not isinstance(spec.plan, PruningPlan):
         return None
     digest = spec.plan.digest()
-    for result in store.results().values():
+    known = store.results().values() if spec.twins is None else _still_there(store, spec.twins)
+    for result in known:
         if (
             result.status == "complete"
             and (result.plan_digest, result.seed, result.stretch) == (digest, spec.seed, spec.stretch)
@@ -36,6 +39,12 @@ def twin_of(store: RunStore, spec: TrialSpec, align: int) -> TrialResult | None:
         ):
             return result
     return None
+
+
+def _still_there(store: RunStore, numbers: Iterable[int]) -> Iterator[TrialResult]:
+    for number in numbers:
+        with contextlib.suppress(StoreError):  # damaged, or moved away since
+            yield store.result(number)
 
 
 def _alignment(folder: Path) -> int | None:
@@ -67,6 +76,15 @@ def trained_in(store: RunStore, twin: TrialResult, dense: nn.Module) -> PruneRes
         )
     except (PruneError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def epochs_seen(folder: Path) -> int:
+    """The epochs of training data that a trial's weights have seen since the dense network; 0 where nothing says so."""
+    try:
+        seen = json.loads((folder / PLAN_FILE).read_text())["seen"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return seen if isinstance(seen, int) and seen >= 0 else 0
 
 
 def first_weights(dense: nn.Module, start: Start | None) -> tuple[nn.Module, Start | None]:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from search.budget import Budget
-from search.front import front_results
 from search.objectives import LATENCY_ALONE, Objectives
-from search.result import Baseline, TrialResult
+from search.result import Baseline, Status, TrialResult
+from search.tally import Tally
 from search.tasks.dense import DenseEpoch
 
 
@@ -30,7 +30,7 @@ class View:
         self._console = console
         self._interval = interval
         self._live: Live | None = None
-        self._results: dict[int, TrialResult] = {}
+        self._tally = Tally()
         self._baseline: Baseline | None = None
         self._budget: Budget | None = None
         self._objectives = LATENCY_ALONE
@@ -68,8 +68,8 @@ class View:
     ) -> None:
         """Start showing a search that stands at `results`."""
         self._baseline, self._budget, self._trials = baseline, budget, trials
-        self._results = dict(results)
-        self._before = self._done
+        self._tally = Tally(baseline, budget, (results[number] for number in sorted(results)), objectives)
+        self._before = self._tally.spent
         self._running = running
         self._objectives = objectives
         self._started = time.monotonic()
@@ -80,7 +80,7 @@ class View:
 
     def update(self, result: TrialResult) -> None:
         """A trial is finished: count it, and say it where there is no live table."""
-        self._results[result.number] = result
+        self._tally.add(result)
         if self._live is not None:
             return
         of_type = "" if result.precision == "fp32" else f" ({result.precision})"
@@ -108,87 +108,71 @@ class View:
     ) -> None:
         self.end()
 
-    @property
-    def _done(self) -> int:
-        return sum(r.spent for r in self._results.values())
-
-    @property
-    def _twins(self) -> int:
-        """Results that took the weights which another trial had trained for the other precision."""
-        return sum(r.weights_of is not None for r in self._results.values())
-
-    def _count(self, status: str) -> int:
-        return sum(r.status == status for r in self._results.values())
-
-    def _best(self) -> TrialResult | None:
-        complete = [r for r in self._results.values() if r.status == "complete"]
-        if self._budget is not None:
-            complete = [r for r in complete if self._budget.holds(r)]
-        return max(complete, key=lambda r: r.dominates_key[0], default=None)
-
     def _remaining(self) -> float | None:
         """Seconds left: by the pace so far, and no more than the time budget."""
-        fresh = self._done - self._before
+        fresh = self._tally.spent - self._before
         elapsed = time.monotonic() - self._started
-        if self._done >= self._trials:
+        if self._tally.spent >= self._trials:
             return None
-        by_pace = elapsed / fresh * (self._trials - self._done) if fresh else None
+        by_pace = elapsed / fresh * (self._trials - self._tally.spent) if fresh else None
         by_clock = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         known = [seconds for seconds in (by_pace, by_clock) if seconds is not None]
         return min(known) if known else None
 
     def summary(self) -> str:
         """`12/32 done, 2 running, front of 5, best within budget 0.9867, 1:02 elapsed, 2:10 left`."""
-        parts = [f"{self._done}/{self._trials} done", f"{self._running()} running"]
-        for status, word in (
+        parts = [f"{self._tally.spent}/{self._trials} done", f"{self._running()} running"]
+        words: tuple[tuple[Status, str], ...] = (
             ("stopped", "stopped early"),
             ("infeasible", "over budget by shape"),
             ("failed", "failed"),
-        ):
-            if count := self._count(status):
+        )
+        for status, word in words:
+            if count := self._tally.count(status):
                 parts.append(f"{count} {word}")
-        if final := sum(r.source == "final" for r in self._results.values()):
+        if final := self._tally.finals:
             parts.append(f"{final} of the final front trained on")
-        if self._twins:
-            parts.append(f"{self._twins} with weights of another")
+        if self._tally.twins:
+            parts.append(f"{self._tally.twins} with weights of another")
         if self._baseline is not None:
-            parts.append(f"front of {len(front_results(self._baseline, self._results, self._objectives))}")
-        best = self._best()
+            parts.append(f"front of {self._tally.front}")
+        best = self._tally.best
         if best is not None:
             parts.append(f"best{' within budget' if self._budget else ''} {best.accuracy:.4f}")
-        parts.append(f"{_clock(time.monotonic() - self._started)} elapsed")
+        parts.append(f"{clock_time(time.monotonic() - self._started)} elapsed")
         if (left := self._remaining()) is not None:
-            parts.append(f"{_clock(left)} left")
+            parts.append(f"{clock_time(left)} left")
         return ", ".join(parts)
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(style="dim")
         table.add_column()
-        best = self._best()
+        best = self._tally.best
         left = self._remaining()
-        table.add_row("done", f"{self._done} of {self._trials}")
-        if final := sum(r.source == "final" for r in self._results.values()):
+        table.add_row("done", f"{self._tally.spent} of {self._trials}")
+        if final := self._tally.finals:
             table.add_row("of the final front, trained on", str(final))
-        if self._twins:
-            table.add_row("with weights of another", f"{self._twins} (not trained)")
+        if self._tally.twins:
+            table.add_row("with weights of another", f"{self._tally.twins} (not trained)")
         table.add_row("running", str(self._running()))
-        table.add_row("stopped early", str(self._count("stopped")))
+        table.add_row("stopped early", str(self._tally.count("stopped")))
         if self._budget is not None:
-            table.add_row("over budget by shape", f"{self._count('infeasible')} (not trained)")
-        table.add_row("failed", str(self._count("failed")))
+            table.add_row("over budget by shape", f"{self._tally.count('infeasible')} (not trained)")
+        table.add_row("failed", str(self._tally.count("failed")))
         if self._baseline is not None:
-            front = len(front_results(self._baseline, self._results, self._objectives))
+            front = self._tally.front
             table.add_row("front", f"{front} trial{'' if front == 1 else 's'}")
             table.add_row("dense", f"{self._baseline.accuracy:.4f} at {self._baseline.latency_ms:.4g} ms")
         shown = "-" if best is None else f"{best.accuracy:.4f} at {best.latency_ms:.4g} ms ({best.speedup:.2f}x)"
         table.add_row("best within budget" if self._budget else "best accuracy", shown)
-        table.add_row("elapsed", _clock(time.monotonic() - self._started))
-        table.add_row("remaining", "-" if left is None else f"about {_clock(left)}")
+        table.add_row("elapsed", clock_time(time.monotonic() - self._started))
+        table.add_row("remaining", "-" if left is None else f"about {clock_time(left)}")
         return Group(Text("prunefront search", style="bold"), table)
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """`2:05` or `1:02:05`."""
     whole = int(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

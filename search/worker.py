@@ -39,8 +39,8 @@ from search.plan_shapes import Shapes, look_at_shapes
 from search.result import Status, TrialResult
 from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
-from search.trial import Bench, Progress, TrialSpec
-from search.twin import TRACE_NAME, first_weights, trained_in, twin_of
+from search.trial import Bench, Progress, TrialSpec, epochs_of
+from search.twin import TRACE_NAME, epochs_seen, first_weights, trained_in, twin_of
 from search.weights import prunable_weights
 
 
@@ -64,6 +64,7 @@ class TrialRun:
         self.result: TrialResult | None = None
         self.pruned: PruneResult | None = None
         self._weights_of: int | None = None
+        self._seen = 0
         self._started_from: int | None = None
         self._trained_before = 0.0 if spec.start is None else spec.start.stretch
         if store is not None and store.trial_dir(spec.number).exists():
@@ -141,7 +142,9 @@ class TrialRun:
             return
         assert self._store is not None
         self.pruned = trained_in(self._store, twin, self._bench.dense)
-        self._weights_of = twin.number if self.pruned is not None else None
+        if self.pruned is not None:
+            self._weights_of = twin.number
+            self._seen = epochs_seen(self._store.trial_dir(twin.number))
 
     def _prepare(self) -> None:
         bench = self._bench
@@ -149,6 +152,8 @@ class TrialRun:
         self._started_from = None if begun is None else begun.number
         self._trained_before = 0.0 if begun is None else begun.stretch
         job = self.spec.scheduled(bench.job, self._trained_before)
+        first_epoch = 0 if begun is None else epochs_seen(begun.folder)
+        self._seen = first_epoch + epochs_of(job)
         self._run = PruneRun(
             weights.to(bench.device),
             self.spec.plan,
@@ -164,7 +169,7 @@ class TrialRun:
             compute=Compute(**job.compute.model_dump()),
             steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
             teacher=copy.deepcopy(bench.dense).to(bench.device) if self._started_from is not None else None,
-            first_epoch=self.spec.first_epoch(bench.job, self._trained_before),
+            first_epoch=first_epoch,
         )
 
     def _over_budget(self) -> TrialResult | None:
@@ -230,6 +235,7 @@ class TrialRun:
             "align": bench.job.align,
             "precision": self.spec.precision,
             "stretch": self.spec.stretch,
+            "seen": self._seen,
             "started_from": self._started_from if self._weights_of is None else None,
             "params": dict(self.spec.params),
         }

@@ -14,7 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
-RAY = {"search.driver", "search.searcher", "search.rungs", "search.rig_actor", "search.trainable"}
+RAY = {
+    "search.driver",
+    "search.node_data",
+    "search.rig_actor",
+    "search.rungs",
+    "search.searcher",
+    "search.trainable",
+}
 OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Arrays:
     x: Tensor
     y: Tensor
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    shared: bool = False
+    """Whether other processes read the same memory: batches are then copies, which may be changed."""
 
     def __init__(
         self,
@@ -57,6 +60,11 @@ class Arrays:
         object.__setattr__(self, "x", inputs)
         object.__setattr__(self, "y", targets)
         object.__setattr__(self, "augment", augment)
+        object.__setattr__(self, "shared", False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As NumPy arrays, whose memory a pickle can leave where it is (protocol 5): see `search.node_data`."""
+        return _rebuilt, (_plain(self.x), _plain(self.y), self.augment)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -64,6 +72,28 @@ class Arrays:
     def take(self, indices: Tensor) -> Arrays:
         """The samples at `indices`, with the same augmentation."""
         return Arrays(self.x[indices], self.y[indices], self.augment)
+
+
+def _plain(values: Tensor) -> NDArray[Any] | Tensor:
+    """The same memory as an array; a copy where it has gaps, the tensor itself where NumPy has no such type."""
+    try:
+        return np.ascontiguousarray(values.detach().cpu().numpy())
+    except TypeError:
+        return values
+
+
+def _rebuilt(
+    x: NDArray[Any] | Tensor, y: NDArray[Any] | Tensor, augment: Callable[[Tensor, torch.Generator], Tensor] | None
+) -> Arrays:
+    """What was checked when it was made is not read through again."""
+    arrays = object.__new__(Arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of read-only memory: nobody writes to it
+        object.__setattr__(arrays, "x", torch.as_tensor(x))
+        object.__setattr__(arrays, "y", torch.as_tensor(y))
+    object.__setattr__(arrays, "augment", augment)
+    object.__setattr__(arrays, "shared", isinstance(x, np.ndarray) and not x.flags.writeable)
+    return arrays
 
 
 TrainData: TypeAlias = "Arrays | Dataset[Any] | DataLoader[Any] | Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]"
@@ -144,6 +174,11 @@ class ArraysTrain:
         self._arrays, self._batch_size = arrays, batch_size
 
     @property
+    def arrays(self) -> Arrays:
+        """All samples."""
+        return self._arrays
+
+    @property
     def size(self) -> int:
         return len(self._arrays)
 
@@ -204,8 +239,15 @@ class ArraysEval:
     def __init__(self, arrays: Arrays, batch_size: int) -> None:
         self._arrays, self._batch_size = arrays, batch_size
 
+    @property
+    def arrays(self) -> Arrays:
+        """All samples."""
+        return self._arrays
+
     def batches(self) -> Iterator[Batch]:
-        yield from zip(self._arrays.x.split(self._batch_size), self._arrays.y.split(self._batch_size), strict=True)
+        parts = zip(self._arrays.x.split(self._batch_size), self._arrays.y.split(self._batch_size), strict=True)
+        for x, y in parts:
+            yield (x.clone(), y.clone()) if self._arrays.shared else (x, y)
 
 
 class IterableEval:

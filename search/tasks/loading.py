@@ -60,6 +60,11 @@ def call_task_function(spec: str, task_args: Mapping[str, Any], base_dir: Path) 
         raise UserError(f"{_place(error, folder)}: task {spec!r} raised {_say(error)}") from error
 
 
+def import_task_module(spec: str, base_dir: Path) -> ModuleType:
+    """The module that `spec` names, found as `call_task_function` finds it; raises `UserError`, one line."""
+    return _import(spec.partition(":")[0], base_dir.resolve())
+
+
 def refuse_shadowing(folder: Path) -> None:
     """Raise `UserError` where the user's folder holds a module with the name of one of our packages."""
     for name in OWN_PACKAGES:

@@ -113,7 +113,18 @@ def test_a_whole_search(kind: str, tmp_path: Path) -> None:
 def test_the_config_is_all_a_worker_needs(tmp_path: Path) -> None:
     search = Search(tmp_path)
     config = search.searcher.suggest("a")
-    assert set(config) == {"run_dir", "number", "plan", "params", "seed", "precision", "stretch", "source", "start"}
+    assert set(config) == {
+        "run_dir",
+        "number",
+        "plan",
+        "params",
+        "seed",
+        "precision",
+        "stretch",
+        "source",
+        "start",
+        "twins",
+    }
     assert json.loads(json.dumps(config)) == config
     assert config["run_dir"] == str(search.store.root.resolve())
     assert config["seed"] == 7
