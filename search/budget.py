@@ -60,8 +60,10 @@ class Budget:
         measured = result.measurements.get(self.rig)
         if measured is not None:
             return self.excess(float(measured["latency_high_ms"]), float(measured["speedup_low"]))
-        if result.measurements or result.latency_high_ms is None or result.speedup_low is None:
-            return None  # measured, but elsewhere: another rig's figures are no answer
+        if result.latency_high_ms is None or result.speedup_low is None:
+            return None
+        if any(of.get("speedup") == result.speedup for of in result.measurements.values()):
+            return None  # the record's own figures are those of another rig, and no answer
         return self.excess(result.latency_high_ms, result.speedup_low)
 
     def latency_line(self, dense_latency_ms: float) -> float:

@@ -65,8 +65,8 @@ def export_from_run(
     if int8 and job.quantize == "int8":
         raise UserError("--int8: the trials of this run are int8 files already: leave it out")
     results = store.results()
-    if trial is not None and trial in (unseen := store.unseen()):
-        raise UserError(f"trial {trial} cannot be exported: {unseen[trial]}: name another --trial")
+    if trial is not None and (why := store.unseen_for(trial)) is not None:
+        raise UserError(f"trial {trial} cannot be exported: {why}: name another --trial")
     if int8:
         if trial is not None and trial in results and results[trial].precision == "int8":
             raise UserError(f"--int8: trial {trial} is an int8 file already: leave it out")

@@ -194,10 +194,8 @@ def _chosen(store: RunStore, results: Mapping[int, TrialResult], trials: Sequenc
     complete = {trial.number: trial for trial in complete_trials(results)}
     for number in trials:
         if number not in complete:
-            if number in (unseen := store.unseen()):
-                raise UserError(
-                    f"--trial {number}: {unseen[number]}: `prunefront search {store.root}` measures it there"
-                )
+            if (why := store.unseen_for(number)) is not None:
+                raise UserError(f"--trial {number}: {why}: `prunefront search {store.root}` measures it there")
             ended = f"is {results[number].status}" if number in results else "is not in this run"
             raise UserError(f"--trial {number}: it {ended}, and only complete trials have a network to measure")
     return [complete[number] for number in dict.fromkeys(trials)]

@@ -232,7 +232,7 @@ class PlanSearcher(Searcher):
         self._file(number)
 
     def _file(self, number: int) -> None:
-        if number in self._store.unseen():  # begun for another rig, by a worker that outlived its driver
+        if self._store.unseen_for(number) is not None:  # begun for another rig, by a worker that outlived its driver
             self._sampler.give_up(number)
             return
         record = self._store.result(number)

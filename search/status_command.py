@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from search.errors import UserError
 from search.front import front_results, status_counts
 from search.job import Job
 from search.job_file import load_job
+from search.objectives import Objectives
+from search.on_rigs import passed_over, seen_by
 from search.progress_log import log_hypervolume
 from search.recipe import as_begun
 from search.result import Baseline, TrialResult
@@ -88,6 +91,7 @@ def read_status(store: RunStore) -> dict[str, Any]:
     known yet is None. Times are local, ISO 8601.
     """
     job = as_begun(store, load_job(store.job_path))
+    store.see_through(partial(seen_by, job))
     results = store.results()
     state = run_state(store, job, results)
     baseline = store.read_baseline() if store.has_baseline else None
@@ -105,7 +109,7 @@ def read_status(store: RunStore) -> dict[str, Any]:
         "trials": status_counts(results),
         "left_s": state.left_s,
         **_found(store, job, baseline, results),
-        "problems": store.problems(),
+        "problems": [*store.problems(), *passed_over(store.unseen())],
         "next": _next(store, state, baseline),
     }
 
@@ -115,6 +119,7 @@ def _found(store: RunStore, job: Job, baseline: Baseline | None, results: Mappin
     if baseline is None:
         nothing = dict.fromkeys(("dense", "best", "front", "hypervolume", "epochs"))
         return {"budget": None if budget is None else str(budget), **nothing}
+    objectives = Objectives.of(job, baseline)
     complete = [r for r in results.values() if r.status == "complete"]
     within = complete if budget is None else [r for r in complete if budget.holds(r)]
     best = max(within, key=lambda r: (r.dominates_key[0], -r.dominates_key[1]), default=None)
@@ -130,8 +135,8 @@ def _found(store: RunStore, job: Job, baseline: Baseline | None, results: Mappin
             "latency_ms": best.latency_ms,
             "speedup": best.speedup,
         },
-        "front": [trial.number for trial in front_results(baseline, results)],
-        "hypervolume": log_hypervolume(results, baseline),
+        "front": [trial.number for trial in front_results(baseline, results, objectives)],
+        "hypervolume": log_hypervolume(results, baseline, objectives),
         "epochs": epochs_spent(store.root) + sum(r.epochs for r in results.values()),
     }
 

@@ -260,6 +260,12 @@ class RunStore:
         seen = {n: self._view(entry.result) for n, entry in self._cache.scan().items() if entry.result is not None}
         return {n: why for n, why in seen.items() if isinstance(why, str)}
 
+    def unseen_for(self, number: int) -> str | None:
+        """Why this finished trial is passed over; None where it is not. No other is looked at."""
+        entry = self._cache.look(number)
+        seen = None if entry is None or entry.result is None else self._view(entry.result)
+        return seen if isinstance(seen, str) else None
+
     def finished(self) -> set[int]:
         """The numbers of all trials that have ended, those with a damaged record included."""
         return set(self._cache.scan())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from search.commands import is_run
 from search.errors import UserError
 from search.job_file import load_job
 from search.measure_command import progress
+from search.on_rigs import seen_by
 from search.recipe import as_begun
 from search.reporting.content import report_content
 from search.reporting.page import plotly_script, render
@@ -33,6 +35,7 @@ def write_report(run: Path, out: Path | None, *, time_layers: bool, console: Con
     if target.is_dir():
         raise UserError(f"--out {target} is a folder: name the file, such as {target / FILE}")
     job = as_begun(store, load_job(store.job_path))
+    store.see_through(partial(seen_by, job))
     baseline = store.read_baseline()
     plotly_script()  # missing: said before anything is timed
     with progress() as say:

@@ -17,6 +17,8 @@ from search.forecast import FILE_NAME as FORECAST_NAME
 from search.front import dense_result, front_results
 from search.front_details import missed_lines, progress_content
 from search.job import Job
+from search.objectives import Objectives
+from search.on_rigs import passed_over
 from search.reporting.figures import again_of, each_significant, interval_of, significant
 from search.reporting.layers import PLAN_NAME, dense_layers
 from search.reporting.search_story import feasibility, sensitivity_curves
@@ -42,7 +44,8 @@ def report_content(
     budget, state = Budget.of(job), run_state(store, job, results)
     rig = job.deciding_rig
     stamp = dict(baseline.measurements.get(rig.name, {}).get("stamp", {}))
-    front = [trial.number for trial in front_results(baseline, results)]
+    objectives = Objectives.of(job, baseline)
+    front = [trial.number for trial in front_results(baseline, results, objectives)]
     missing: list[str] = []
     dense, why = dense_layers(store, _layer_names(store))
     if why is not None:
@@ -57,7 +60,7 @@ def report_content(
         if not times:
             missing.append(f"latency layer by layer was not timed: {why}")
     again, scores = read_final(store, job), _scores(store, missing)
-    trials = trial_rows(store, results, baseline, front, budget, dense, times, again, scores)
+    trials = trial_rows(store, results, baseline, front, budget, dense, times, again, scores, objectives)
     traced = sum(trial["trace"] is not None for trial in trials)
     complete = sum(trial["status"] == "complete" for trial in trials)
     if traced < complete:
@@ -114,10 +117,10 @@ def report_content(
             again,
             budget,
         ),
-        **progress_content(store, baseline, results, budget),
+        **progress_content(store, baseline, results, budget, objectives),
         "sensitivity": sensitivity_curves(store, missing),
         "feasibility": feasibility(store, job, baseline, budget, FORECAST_NAME, missing),
-        "problems": store.problems(),
+        "problems": [*store.problems(), *passed_over(store.unseen())],
         "missing": missing,
     }
 

@@ -10,6 +10,7 @@ from evaluators.layer_macs import LayerMacs
 from search.budget import Budget
 from search.final_measure import Remeasured
 from search.front_details import ties
+from search.objectives import LATENCY_ALONE, Objectives
 from search.reporting.figures import again_of, each_significant, interval_of, significant
 from search.reporting.layers import kept_layers
 from search.reporting.timing import layer_ms
@@ -31,9 +32,10 @@ def trial_rows(
     times: Mapping[str, Mapping[str, Any]],
     again: Remeasured | None,
     scores: Mapping[str, float],
+    objectives: Objectives = LATENCY_ALONE,
 ) -> list[dict[str, Any]]:
     """A row a finished trial, by number; what only complete ones have is None for the others."""
-    tied = ties(results, front)
+    tied = ties(results, front, objectives)
     numbers = [*front, *(n for n in sorted(results) if n not in set(front))]
     rows, room = [], MOST_TRACE_NUMBERS
     for number in numbers:
