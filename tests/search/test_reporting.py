@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import socket
+import tomllib
 from datetime import datetime
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search import reporting
 from search.cli import run
 from search.job_file import load_job
 from search.reporting.content import report_content
@@ -266,3 +269,12 @@ def test_shares_become_the_latency_that_was_measured() -> None:
     shares = {"a": 0.5, "b": 0.25, "pool": 0.25}
     assert layer_ms(shares, ["a", "b", "c"], 8.0) == [4.0, 2.0, None, 2.0]
     assert layer_ms(None, ["a"], 8.0) is None
+
+
+def test_the_parts_of_the_page_are_in_the_package() -> None:
+    folder = Path(reporting.__file__).parent
+    parts = [path.name for path in folder.iterdir() if path.suffix not in (".py", "") and path.is_file()]
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["search.reporting"]
+    assert len(parts) > 5
+    assert [name for name in parts if not any(fnmatch(name, pattern) for pattern in patterns)] == []
