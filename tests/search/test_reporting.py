@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluators.quantize import quantize_int8
 from search import reporting
 from search.cli import run
 from search.job_file import load_job
@@ -278,3 +280,14 @@ def test_the_parts_of_the_page_are_in_the_package() -> None:
     patterns = settings["tool"]["setuptools"]["package-data"]["search.reporting"]
     assert len(parts) > 5
     assert [name for name in parts if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_layers_of_an_int8_file_are_known_by_their_names(tmp_path: Path) -> None:
+    store = fabricated_run(tmp_path / "run", trials=1)
+    inputs = [torch.randn(8, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))]
+    (store.trial_dir(0) / "model.onnx").write_bytes(quantize_int8(dense_onnx(), inputs))
+    known = time_layers(store, load_job(store.job_path).deciding_rig, {"0": 1.0}, lambda line: None)
+    assert set(known["0"]["layers"]) >= set(LAYERS)
+    shown = layer_ms(known["0"]["layers"], LAYERS, 1.0)
+    assert shown is not None
+    assert all(ms is not None and 0.0 < ms < 1.0 for ms in shown)
