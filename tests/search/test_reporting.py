@@ -19,12 +19,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from evaluators.layer_macs import LayerMacs
 from evaluators.quantize import quantize_int8
 from search import reporting
 from search.cli import run
 from search.job_file import load_job
 from search.reporting.content import report_content
+from search.reporting.layers import dense_layers, kept_layers
 from search.reporting.page import figure, percent, render, safe_json
 from search.reporting.timing import layer_ms, time_layers
 from search.store import RunStore
@@ -291,3 +294,51 @@ def test_layers_of_an_int8_file_are_known_by_their_names(tmp_path: Path) -> None
     shown = layer_ms(known["0"]["layers"], LAYERS, 1.0)
     assert shown is not None
     assert all(ms is not None and 0.0 < ms < 1.0 for ms in shown)
+
+
+def test_widths_without_an_onnx_file_come_from_the_weights(tmp_path: Path) -> None:
+    """A run whose rig measures modules ships none."""
+    store = fabricated_run(tmp_path / "run", trials=1)
+    (store.baseline_dir / "model.onnx").unlink()
+    shapes = {"stem": (16, 1, 3, 3), "block1.conv": (16, 16, 3, 3), "block2.conv": (16, 16, 3, 3), "head": (10, 16)}
+    save_file({f"{n}.weight": torch.zeros(s) for n, s in shapes.items()}, store.baseline_dir / "weights.safetensors")
+    layers, why = dense_layers(store, LAYERS)
+    assert [(row.name, row.filters, row.channels, row.kernel, row.macs) for row in layers] == [
+        ("stem", 16, 1, 9, 0),
+        ("block1.conv", 16, 16, 9, 0),
+        ("block2.conv", 16, 16, 9, 0),
+        ("head", 10, 16, 1, 0),
+    ]
+    assert why is not None
+    assert why.startswith("this run ships modules, not ONNX files")
+    found = content_of(store)
+    assert [kept[:2] for kept in found["trials"][0]["kept"]][-1][0] == 10
+    assert render(found)
+
+
+def test_what_is_kept_of_a_layer_counts_zeros_and_groups(tmp_path: Path) -> None:
+    def layer(name: str, filters: int, channels: int, groups: int = 1) -> LayerMacs:
+        return LayerMacs(
+            name=name,
+            op="Conv",
+            filters=filters,
+            channels=channels,
+            kernel=9,
+            groups=groups,
+            macs=filters * channels * 9,
+        )
+
+    dense = (layer("a", 8, 4), layer("grouped", 8, 2, groups=4), layer("deep", 8, 1, groups=8), layer("left", 4, 4))
+    plan = {
+        "kept": {
+            "a": {"out": [0, 2, 4, 6], "in": [1, 3]},
+            "grouped": {"in": [0, 2, 4, 6]},
+            "deep": {"out": [0, 1], "in": [0, 1]},
+        },
+        "effective": {"a": {"filter": 0.5, "shape": 0.5}},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    found = kept_layers(tmp_path, dense, {"a.weight": 30, "deep.weight": 1000})
+    assert found is not None
+    assert found == ([[4, 2, 30], [8, 1, 72], [2, 1, 18], [4, 4, 144]], {"a": {"filter": 0.5, "shape": 0.5}})
+    assert kept_layers(tmp_path / "absent", dense, None) is None
