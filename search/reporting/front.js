@@ -37,7 +37,8 @@ function drawFront() {
   const points = complete.map((t) => ({ n: t.n, accuracy: t.accuracy, front: t.front, x: place(t) }));
   points.push({ n: null, accuracy: data.dense.accuracy, front: false, x: data.dense.latency });
   const range = accuracyFloor(points);
-  const all = points.map((p) => p.x).concat(data.budget ? [data.budget.latency_ms] : []);
+  const budgetMs = data.budget && known(data.budget.latency_ms) ? data.budget.latency_ms : null;
+  const all = points.map((p) => p.x).concat(budgetMs !== null ? [budgetMs] : []);
   for (const t of complete) if (t.front && t.speedups) all.push(data.dense.latency / t.speedups[1], data.dense.latency / t.speedups[0]);
   if (data.dense.interval) all.push(...data.dense.interval);
   const low = Math.min(...all), high = Math.max(...all), logarithmic = low > 0 && high > 3 * low;
@@ -105,8 +106,8 @@ function drawFront() {
     });
   }
   const shapes = [], annotations = [];
-  if (data.budget) {
-    const at = data.budget.latency_ms, right = at > Math.sqrt(span[0] * span[1]);
+  if (budgetMs !== null) {
+    const at = budgetMs, right = at > Math.sqrt(span[0] * span[1]);
     shapes.push({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color: c.budget, width: 2, dash: "dash" } });
     shapes.push({ type: "rect", x0: span[0], x1: at, y0: 0, y1: 1, yref: "paper", fillcolor: c.shade, line: { width: 0 }, layer: "below" });
     annotations.push({

@@ -20,7 +20,7 @@ function drawProgress() {
     traces.push({
       type: "scatter", mode: "markers", name, x: some.map((r) => r.epochs), y: some.map((r) => r.hypervolume), customdata: some.map((r) => r.trial),
       marker: { symbol, size: 9, color: c[colour], line: { width: symbol === "x-thin" ? 2 : 1, color: symbol === "x-thin" ? c[colour] : c.card } },
-      text: some.map((r) => `<b>trial ${r.trial}</b>: ${name}<br>${r.epochs.toFixed(1)} epochs, hypervolume ${fixed(r.hypervolume, 4)}`), hovertemplate: "%{text}<extra></extra>",
+      text: some.map((r) => `<b>trial ${r.trial}</b>: ${name}<br>${figure(r.epochs)} epochs, hypervolume ${fixed(r.hypervolume, 4)}`), hovertemplate: "%{text}<extra></extra>",
     });
   }
   return draw("plot-progress", traces, {

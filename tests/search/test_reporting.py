@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from search.reporting.content import report_content
 from search.reporting.layers import dense_layers, kept_layers
 from search.reporting.page import figure, percent, render, safe_json
 from search.reporting.timing import layer_ms, time_layers
+from search.result import TrialResult
 from search.store import RunStore
 from tests.search.fabricated_run import DENSE_MS, LAYERS, SIZE, WIDTH, dense_onnx, fabricated_run
 
@@ -342,3 +344,21 @@ def test_what_is_kept_of_a_layer_counts_zeros_and_groups(tmp_path: Path) -> None
     assert found is not None
     assert found == ([[4, 2, 30], [8, 1, 72], [2, 1, 18], [4, 4, 144]], {"a": {"filter": 0.5, "shape": 0.5}})
     assert kept_layers(tmp_path / "absent", dense, None) is None
+
+
+def test_figures_that_are_not_finite_and_a_budget_elsewhere(tmp_path: Path) -> None:
+    """A trial that broke in its first epoch, and a budget on a rig that the plot is not of."""
+    store = fabricated_run(tmp_path / "run", trials=2)
+    broken = TrialResult(number=2, status="failed", plan_digest="2", seed=0, reason="loss is NaN", epochs=math.nan)
+    assert store.commit(2, store.attempt_dir(2, "made-up"), broken)
+    store.job_path.write_text(
+        store.job_path.read_text().replace("{speedup: 2.0}", "{speedup: 2.0, rig: torch-cpu}")
+        + "rigs: [onnxruntime-cpu, torch-cpu]\n"
+    )
+    found = content_of(store)
+    assert found["progress"][2]["epochs"] is None
+    assert found["budget"] == {"words": "2x on torch-cpu", "latency_ms": None}
+    assert found["feasibility"]["asked"] is None
+    words = " ".join(Seen(render(found)).words)
+    assert "loss is NaN" in words
+    assert "nan" not in words
