@@ -147,6 +147,14 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def wait(self, script: str, timeout_s: float = 60.0) -> Any:
+        """The value of an expression once it is true; raises `AssertionError` where it stays false."""
+        end = time.monotonic() + timeout_s
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"still false after {timeout_s:g} s: {script}"
+            time.sleep(0.02)
+        return value
+
     def mouse(self, x: float, y: float, *, click: bool = False) -> None:
         """Move to a point of the window, and press there."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import search
-from search.atomic import StoreError
+from search.atomic import StoreError, json_text, parse_json
 from search.budget import Budget
 from search.clocks import clock_words
 from search.final_measure import read_final
@@ -66,7 +66,7 @@ def report_content(
     if traced < complete:
         missing.append(f"residuals of {traced} of {complete} complete trials are in this page")
     dense_row = dense_result(baseline)
-    return {
+    content = {
         "run": store.name,
         "folder": str(store.root),
         "folder_typed": shlex.quote(str(store.root)),
@@ -81,7 +81,11 @@ def report_content(
         "environment": _environment(store, missing),
         "budget": None
         if budget is None
-        else {"words": str(budget), "latency_ms": significant(budget.latency_line(baseline.latency_ms))},
+        else {
+            "words": str(budget),
+            # on another rig than the plot's it is no line there
+            "latency_ms": significant(budget.latency_line(baseline.latency_ms)) if budget.rig == rig.name else None,
+        },
         "structures": list(job.structures),
         "precisions": list(job.precisions),
         "dense": {
@@ -123,6 +127,7 @@ def report_content(
         "problems": [*store.problems(), *passed_over(store.unseen())],
         "missing": missing,
     }
+    return parse_json(json_text(content))  # a loss that is not finite is null here too
 
 
 def _layer_names(store: RunStore) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from search.errors import UserError
 from search.report import short_count
 
 _PARTS = "search.reporting"
+#: In this order, in one function of their own: `start` uses what the others define.
+_SCRIPTS = ("base.js", "front.js", "trial.js", "story.js", "start.js")
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -31,7 +33,7 @@ def render(content: Mapping[str, Any]) -> str:
         loader=PackageLoader("search", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"count": short_count, "figure": figure, "percent": percent}
-    library, script = plotly_script(), _part("page.js")
+    library, script = plotly_script(), _script()
     return environment.get_template("page.html").render(
         content=content,
         complete=[trial for trial in content["trials"] if trial["status"] == "complete"],
@@ -77,6 +79,11 @@ def percent(value: float | None) -> str:
 
 def _part(name: str) -> str:
     return (resources.files(_PARTS) / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    """The page's own script."""
+    return "\n".join(['"use strict";', "(function () {", *map(_part, _SCRIPTS), "})();", ""])
 
 
 def _hash(script: str) -> str:

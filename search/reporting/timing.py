@@ -6,8 +6,11 @@ What was timed is kept in RUN/layers.json, so that a report made elsewhere, or a
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import onnx
 
 from evaluators.errors import EvaluationError
 from evaluators.host import cpu_isa, cpu_model
@@ -20,6 +23,7 @@ SCHEMA = 1
 FILE = "layers.json"
 TIMED_ON = "onnxruntime-cpu"
 DENSE = "dense"
+_QUANTISED = ".weight_quantized"
 #: Networks that one report times when it is not told how many.
 MOST = 12
 #: Wall time given to one network, in ms, and the bounds of its repeats.
@@ -84,7 +88,7 @@ def time_layers(
         except (OSError, EvaluationError):
             known.pop(name, None)
             continue
-        known[name] = {"model": digest, "layers": _shares(times)}
+        known[name] = {"model": digest, "layers": _shares(times, content)}
         fresh = True
     if fresh:
         try:
@@ -94,13 +98,29 @@ def time_layers(
     return known
 
 
-def _shares(times: Iterable[LayerTime]) -> dict[str, float]:
+def _shares(times: Iterable[LayerTime], content: bytes) -> dict[str, float]:
     """By layer; what was rewritten in several nodes is one."""
+    quantised = _quantised(content)
     layers: dict[str, float] = {}
     for time in times:
         owner = time.name.partition("/lowered/")[0]
+        # the runtime numbers the nodes that it makes of a quantised one and its neighbours
+        owner = quantised.get(re.sub(r"_token_\d+$", "", owner), owner)
         layers[owner] = layers.get(owner, 0.0) + time.share
     return {name: round(share, 6) for name, share in layers.items()}
+
+
+def _quantised(content: bytes) -> dict[str, str]:
+    """Node -> layer where the weights are int8: `conv1.weight_quantized` behind a DequantizeLinear."""
+    graph = onnx.load_model_from_string(content).graph
+    weights = {
+        node.output[0]: node.input[0].removesuffix(_QUANTISED)
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith(_QUANTISED)
+    }
+    return {
+        node.name: weights[node.input[1]] for node in graph.node if len(node.input) > 1 and node.input[1] in weights
+    }
 
 
 def layer_ms(shares: Mapping[str, float] | None, layers: Sequence[str], latency_ms: float) -> list[float | None] | None:

@@ -49,12 +49,11 @@ def opened(report: Path) -> Iterator[Page]:
 
 
 def hovered(page: Page, at: list[float]) -> str:
-    """What the plot says of the mark there, once it says something."""
-    page.mouse(at[0], at[1] + 200)
+    """What the plot says of the mark there."""
+    page.mouse(1, 1)  # away from all plots, so that what is said next is said of this mark
+    page.wait(f"!{LABEL}")
     page.mouse(*at)
-    script = f"""new Promise(done => {{ const began = Date.now(); const look = () => {{ const said = {LABEL};
-      if (said || Date.now() - began > 5000) done(said); else setTimeout(look, 20); }}; look(); }})"""
-    said: str = page.run(script)
+    said: str = page.wait(LABEL)
     return said
 
 
@@ -77,7 +76,7 @@ def test_hover_tells_of_a_mark_and_a_click_chooses_it(opened: Page) -> None:
         if match is None:
             continue
         opened.mouse(*at, click=True)
-        assert opened.run(TITLE) == f"Trial {match[1]}{match[2] or ', behind the front'}"
+        opened.wait(f"{TITLE} === `Trial {match[1]}{match[2] or ', behind the front'}`")
         assert opened.run("location.hash") == f"#trial-{match[1]}"
         assert opened.run("document.getElementById('choice').value") == match[1]
         assert f"--trial {match[1]} " in opened.run("document.getElementById('export').textContent")

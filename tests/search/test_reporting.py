@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
 import socket
+import tomllib
 from datetime import datetime
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from evaluators.layer_macs import LayerMacs
+from evaluators.quantize import quantize_int8
+from search import reporting
 from search.cli import run
 from search.job_file import load_job
 from search.reporting.content import report_content
+from search.reporting.layers import dense_layers, kept_layers
 from search.reporting.page import figure, percent, render, safe_json
 from search.reporting.timing import layer_ms, time_layers
+from search.result import TrialResult
 from search.store import RunStore
 from tests.search.fabricated_run import DENSE_MS, LAYERS, SIZE, WIDTH, dense_onnx, fabricated_run
 
@@ -266,3 +276,89 @@ def test_shares_become_the_latency_that_was_measured() -> None:
     shares = {"a": 0.5, "b": 0.25, "pool": 0.25}
     assert layer_ms(shares, ["a", "b", "c"], 8.0) == [4.0, 2.0, None, 2.0]
     assert layer_ms(None, ["a"], 8.0) is None
+
+
+def test_the_parts_of_the_page_are_in_the_package() -> None:
+    folder = Path(reporting.__file__).parent
+    parts = [path.name for path in folder.iterdir() if path.suffix not in (".py", "") and path.is_file()]
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["search.reporting"]
+    assert len(parts) > 5
+    assert [name for name in parts if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_layers_of_an_int8_file_are_known_by_their_names(tmp_path: Path) -> None:
+    store = fabricated_run(tmp_path / "run", trials=1)
+    inputs = [torch.randn(8, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))]
+    (store.trial_dir(0) / "model.onnx").write_bytes(quantize_int8(dense_onnx(), inputs))
+    known = time_layers(store, load_job(store.job_path).deciding_rig, {"0": 1.0}, lambda line: None)
+    assert set(known["0"]["layers"]) >= set(LAYERS)
+    shown = layer_ms(known["0"]["layers"], LAYERS, 1.0)
+    assert shown is not None
+    assert all(ms is not None and 0.0 < ms < 1.0 for ms in shown)
+
+
+def test_widths_without_an_onnx_file_come_from_the_weights(tmp_path: Path) -> None:
+    """A run whose rig measures modules ships none."""
+    store = fabricated_run(tmp_path / "run", trials=1)
+    (store.baseline_dir / "model.onnx").unlink()
+    shapes = {"stem": (16, 1, 3, 3), "block1.conv": (16, 16, 3, 3), "block2.conv": (16, 16, 3, 3), "head": (10, 16)}
+    save_file({f"{n}.weight": torch.zeros(s) for n, s in shapes.items()}, store.baseline_dir / "weights.safetensors")
+    layers, why = dense_layers(store, LAYERS)
+    assert [(row.name, row.filters, row.channels, row.kernel, row.macs) for row in layers] == [
+        ("stem", 16, 1, 9, 0),
+        ("block1.conv", 16, 16, 9, 0),
+        ("block2.conv", 16, 16, 9, 0),
+        ("head", 10, 16, 1, 0),
+    ]
+    assert why is not None
+    assert why.startswith("this run ships modules, not ONNX files")
+    found = content_of(store)
+    assert [kept[:2] for kept in found["trials"][0]["kept"]][-1][0] == 10
+    assert render(found)
+
+
+def test_what_is_kept_of_a_layer_counts_zeros_and_groups(tmp_path: Path) -> None:
+    def layer(name: str, filters: int, channels: int, groups: int = 1) -> LayerMacs:
+        return LayerMacs(
+            name=name,
+            op="Conv",
+            filters=filters,
+            channels=channels,
+            kernel=9,
+            groups=groups,
+            macs=filters * channels * 9,
+        )
+
+    dense = (layer("a", 8, 4), layer("grouped", 8, 2, groups=4), layer("deep", 8, 1, groups=8), layer("left", 4, 4))
+    plan = {
+        "kept": {
+            "a": {"out": [0, 2, 4, 6], "in": [1, 3]},
+            "grouped": {"in": [0, 2, 4, 6]},
+            "deep": {"out": [0, 1], "in": [0, 1]},
+        },
+        "effective": {"a": {"filter": 0.5, "shape": 0.5}},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    found = kept_layers(tmp_path, dense, {"a.weight": 30, "deep.weight": 1000})
+    assert found is not None
+    assert found == ([[4, 2, 30], [8, 1, 72], [2, 1, 18], [4, 4, 144]], {"a": {"filter": 0.5, "shape": 0.5}})
+    assert kept_layers(tmp_path / "absent", dense, None) is None
+
+
+def test_figures_that_are_not_finite_and_a_budget_elsewhere(tmp_path: Path) -> None:
+    """A trial that broke in its first epoch, and a budget on a rig that the plot is not of."""
+    store = fabricated_run(tmp_path / "run", trials=2)
+    broken = TrialResult(number=2, status="failed", plan_digest="2", seed=0, reason="loss is NaN", epochs=math.nan)
+    assert store.commit(2, store.attempt_dir(2, "made-up"), broken)
+    store.job_path.write_text(
+        store.job_path.read_text().replace("{speedup: 2.0}", "{speedup: 2.0, rig: torch-cpu}")
+        + "rigs: [onnxruntime-cpu, torch-cpu]\n"
+    )
+    found = content_of(store)
+    assert found["progress"][2]["epochs"] is None
+    assert found["budget"] == {"words": "2x on torch-cpu", "latency_ms": None}
+    assert found["feasibility"]["asked"] is None
+    words = " ".join(Seen(render(found)).words)
+    assert "loss is NaN" in words
+    assert "nan" not in words
