@@ -27,7 +27,7 @@ from search.nodes import facts
 from search.places import Placement
 from search.profile import Profile
 from search.result import Baseline, TrialResult
-from search.rig_actor import start_rigs, stop_rigs
+from search.rig_actor import start_rigs, stop_rigs, until_ready
 from search.rungs import RungBoard, RungScheduler, rung_iterations
 from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
@@ -140,7 +140,11 @@ def run_search(
         if not searcher.finished():
             with interrupt.heard(), _ray(session, store.root / SCRATCH, job) as placement:
                 interrupt.listen()
-                _fit(store, job, searcher, board if job.search.early_stopping else None, end, placement)
+                searcher.max_concurrent = concurrency(job)
+                with _rigs(store, job, placement) as rigs:
+                    if session is not None:
+                        until_ready(rigs, view.say, end.check)
+                    _fit(store, job, searcher, board if job.search.early_stopping else None, end, rigs)
     except _Ended:
         pass
     except Halt as halt:
@@ -186,13 +190,16 @@ def _count_start(store: RunStore) -> int:
 
 
 def _fit(
-    store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End, placement: Placement
+    store: RunStore,
+    job: Job,
+    searcher: PlanSearcher,
+    board: RungBoard | None,
+    end: _End,
+    rigs: Mapping[str, str],
 ) -> None:
-    searcher.max_concurrent = concurrency(job)
     resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
-    rigs = start_rigs(store.name, job, placement.places)
     shared = {
-        "rigs": rigs,
+        "rigs": dict(rigs),
         "packages": facts(),
         "version": search.__version__,
         "cpus": job.resources.cpus_per_trial,
@@ -217,9 +224,16 @@ def _fit(
             verbose=0,
         ),
     )
+    end.check()
+    tuner.fit()
+
+
+@contextlib.contextmanager
+def _rigs(store: RunStore, job: Job, placement: Placement) -> Iterator[dict[str, str]]:
+    """The run's rigs for the length of its trials: rig -> actor."""
+    rigs = start_rigs(store.name, job, placement.places)
     try:
-        end.check()
-        tuner.fit()
+        yield rigs
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone already
             stop_rigs(rigs)
