@@ -9,7 +9,7 @@ DEMO ?= runs/demo-$(STAMP)
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-soak check install bench clean
+.PHONY: demo test test-slow test-cluster test-soak check install bench clean
 
 install: $(VENV)/.installed
 
@@ -31,8 +31,12 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# One real Ray cluster of several nodes, and what can fail in it; -s shows how long each failure took to mend.
+test-cluster: install
+	$(BIN)/python -m pytest -m slow -s tests/cluster
+
 test-soak: install
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	$(BIN)/python -m pytest -m soak -s --timeout 5400
 
 check: install
 	$(BIN)/ruff check .

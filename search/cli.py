@@ -61,9 +61,13 @@ NoAlign = Annotated[
 
 @app.command()
 def search(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder to go on with.")],
+    job: Annotated[
+        str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder (or its URL) to go on with.")
+    ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run folder.")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where run folders are made.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="Where run folders are made, or copied to.")
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(metavar="N", parser=whole, help="Trials in all; may be more than before.")
     ] = None,

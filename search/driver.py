@@ -14,6 +14,7 @@ from typing import Any
 
 from search.ray_session import Session, own_ray  # isort: skip  # it speaks to Ray before Ray is imported
 
+import ray
 from ray import tune
 from ray.tune.stopper import Stopper
 
@@ -21,6 +22,7 @@ import search
 from search.atomic import disk_errors
 from search.budget import Budget
 from search.capacity import concurrency
+from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
 from search.job import Job
 from search.nodes import facts
@@ -28,6 +30,7 @@ from search.places import Placement
 from search.profile import Profile
 from search.result import Baseline, TrialResult
 from search.rig_actor import start_rigs, stop_rigs, until_ready
+from search.rig_keeper import RigKeeper
 from search.rungs import RungBoard, RungScheduler, rung_iterations
 from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
@@ -138,13 +141,19 @@ def run_search(
     )
     try:
         if not searcher.finished():
-            with interrupt.heard(), _ray(session, store.root / SCRATCH, job) as placement:
+            with (
+                interrupt.heard(),
+                _ray(session, store.root / SCRATCH, job) as placement,
+                _cluster_watch(store, session, view),
+            ):
                 interrupt.listen()
                 searcher.max_concurrent = concurrency(job)
                 with _rigs(store, job, placement) as rigs:
                     if session is not None:
                         until_ready(rigs, view.say, end.check)
-                    _fit(store, job, searcher, board if job.search.early_stopping else None, end, rigs)
+                    kept = {rigs[place.rigs[0]]: place.resource for place in placement.places}
+                    with RigKeeper(kept, view.say):
+                        _fit(store, job, searcher, board if job.search.early_stopping else None, end, rigs)
     except _Ended:
         pass
     except Halt as halt:
@@ -153,6 +162,21 @@ def run_search(
         view.end()
     store.sweep_partials()
     return _outcome(store, job, searcher, end)
+
+
+def _cluster_watch(store: RunStore, session: Session | None, view: View) -> ClusterWatch:
+    """Over the head of the cluster that was joined, and the node of it that this driver is attached to."""
+    if session is None:
+        return ClusterWatch((), lambda: None)
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    places = [(host.strip("[]"), int(port)), *((n["NodeManagerAddress"], n["NodeManagerPort"]) for n in mine)]
+    last_words = (
+        f"the Ray cluster at {context.gcs_address} is gone: nothing finished is lost; once there is one again, go on "
+        f"with: prunefront search {store.root} --address {context.gcs_address}"
+    )
+    return ClusterWatch(places, partial(view.last_words, last_words))
 
 
 def _open_study(

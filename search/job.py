@@ -81,7 +81,8 @@ class Job(Section):
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
     storage: Annotated[str, Field(min_length=1)] = "runs"
-    """The folder for run folders, relative to the current folder."""
+    """The folder for run folders, relative to the current folder; or a URL (`s3://bucket/runs`) where copies of those
+    in `runs` are kept."""
 
     _source: str = PrivateAttr(default="")
     _lines: dict[Place, int] = PrivateAttr(default_factory=dict)

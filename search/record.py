@@ -99,12 +99,17 @@ def _check(types: Mapping[str, TypeAdapter[Any]], content: Mapping[str, Any]) ->
             raise ValueError(f"{place}: {first['msg']}, got {first['input']!r:.80}") from None
 
 
+def is_number(name: str) -> bool:
+    """Whether a folder of this name is a trial's."""
+    return _NUMBER.fullmatch(name) is not None
+
+
 def numbered(folder: Path) -> list[int]:
     """The entries of `folder` that are named as trials are, ascending; everything else is passed over."""
     with disk_errors("read", folder):
         if not folder.exists():
             return []
-        return sorted(int(name) for name in os.listdir(folder) if _NUMBER.fullmatch(name))
+        return sorted(int(name) for name in os.listdir(folder) if is_number(name))
 
 
 @dataclass(frozen=True, slots=True)

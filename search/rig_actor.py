@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -28,16 +29,22 @@ from search.trial import MeasureOn
 #: The custom resource that a machine offers which may measure.
 RESOURCE = "latency_rig"
 NAMESPACE = "prunefront"
-#: A measurement takes seconds; a rig that is silent this long is lost, and the trial fails with that reason.
+#: A measurement takes seconds; one that takes this long hangs, and its rig is started again.
 TIMEOUT_S = 300.0
-#: A module is also lowered and scored there, and others may wait before it.
+#: A module is also lowered and scored there.
 MODULES_TIMEOUT_S = 1800.0
+#: How often Ray asks again what a rig was at that had to be started again.
+RETRIES = 2
+#: How often one who waits looks at what is measured.
+LOOK_S = 10.0
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=2)
+# Ray's annotations leave concurrency groups out.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES, concurrency_groups={"watch": 1})  # type: ignore[call-overload]
 class RigActor:
     """Measures pairs of networks, in the order they come in; holds no state that a restart could lose.
 
+    Beside the one thread that measures another tells what it is at (`running`), and sleeps otherwise.
     For a rig of modules it also loads the job's task, whose code builds the network and whose validation data the
     module is scored on: on the device that measures, in the form that is measured.
     """
@@ -51,6 +58,21 @@ class RigActor:
         self._rigs = {spec.name: (open_rig(spec), spec.batch) for spec in of_files(asked)}
         own = of_modules(asked)
         self._modules = LocalModules(own, lambda: prepare_task(asked)[0]) if own else None
+        self._at: tuple[str, float, float] | None = None
+
+    @ray.method(concurrency_group="watch")
+    def running(self) -> tuple[str, float, float] | None:
+        """Whose call is at work, for how many seconds, and how many it may take; None where nothing is asked."""
+        now = self._at
+        return None if now is None else (now[0], time.monotonic() - now[1], now[2])
+
+    def call(self, caller: str, method: str, name: str, *arguments: Any) -> Any:
+        """What one of the methods below answers for the named rig; `caller` is what `running` tells of it."""
+        self._at = (caller, time.monotonic(), limit_of(name))
+        try:
+            return getattr(self, method)(name, *arguments)
+        finally:
+            self._at = None
 
     def measure(self, name: str, candidate: bytes, reference: bytes) -> dict[str, Any]:
         """One measurement on the named rig, as `Measurement.to_dict()`."""
@@ -167,22 +189,48 @@ def remote_modules(actors: Mapping[str, str]) -> Modules:
 
 
 def _ask(actors: Mapping[str, str], method: str, rig: str, *arguments: Any) -> Any:
-    """What the rig's actor answers. Raises the rig's `EvaluationError`, or `AttemptLost` where there is no actor."""
+    """What the rig's actor answers, however many are before us in its line, and while it is started again.
+
+    The driver's `RigKeeper` ends one that hangs. Raises the rig's `EvaluationError`, a `RigError` for what it hung in
+    each time, and `AttemptLost` where there is no actor.
+    """
+    caller, ours = uuid.uuid4().hex, 0.0
     try:
-        actor = ray.get_actor(actors[rig], namespace=NAMESPACE)
-        return answer(actor, method, rig, *arguments)
+        with _reasons(rig):
+            actor = ray.get_actor(actors[rig], namespace=NAMESPACE)
+            asked: Any = actor.call.remote(caller, method, rig, *arguments)
+            while True:
+                with contextlib.suppress(ray.exceptions.GetTimeoutError):
+                    return ray.get(asked, timeout=LOOK_S)
+                with contextlib.suppress(ray.exceptions.GetTimeoutError):
+                    at: Any = ray.get(actor.running.remote(), timeout=LOOK_S)
+                    ours = max(ours, at[1]) if at is not None and at[0] == caller else ours
     except (ray.exceptions.RayError, KeyError, ValueError) as error:
+        if ours > 0.9 * limit_of(rig):
+            raise RigError(f"the rig {rig} did not answer within {limit_of(rig):g} s, {RETRIES + 1} times") from None
         # the driver has stopped it, or it died more often than Ray starts it again for one measurement
         raise AttemptLost(f"the rig {rig} of this run is gone: {one_line(error)}") from None
 
 
 def answer(actor: Any, method: str, rig: str, *arguments: Any) -> Any:
-    """What an actor answers. Raises the rig's `EvaluationError`, and Ray's error where the actor is gone."""
-    timeout = MODULES_TIMEOUT_S if measures_modules(rig) else TIMEOUT_S
+    """What an actor answers that nobody else asks. Raises the rig's `EvaluationError`, and Ray's where it is gone."""
     try:
-        return ray.get(getattr(actor, method).remote(rig, *arguments), timeout=timeout)
+        with _reasons(rig):
+            return ray.get(actor.call.remote("", method, rig, *arguments), timeout=limit_of(rig))
     except ray.exceptions.GetTimeoutError:
-        raise RigError(f"the rig {rig} did not answer within {timeout:g} s") from None
+        raise RigError(f"the rig {rig} did not answer within {limit_of(rig):g} s") from None
+
+
+def limit_of(rig: str) -> float:
+    """How many seconds one call of this rig may take."""
+    return MODULES_TIMEOUT_S if measures_modules(rig) else TIMEOUT_S
+
+
+@contextlib.contextmanager
+def _reasons(rig: str) -> Iterator[None]:
+    """What was raised in the actor, as it was raised there."""
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, EvaluationError | UserError) else RigError(f"{rig}: {cause!r}") from None

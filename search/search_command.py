@@ -22,6 +22,7 @@ from search.address import checked_address
 from search.bench import WEIGHTS_NAME, Prepared, dense_onnx, prepare_run, require_resources
 from search.budget import Budget
 from search.commands import environment, is_run, print_front, write_reports
+from search.copies import copied, fetched, local_storage, names_there
 from search.errors import UserError
 from search.final_measure import remeasure_front
 from search.final_scores import score_front
@@ -31,6 +32,7 @@ from search.keep import disk_line, remove_unwanted
 from search.outputs import require_inside
 from search.points import read_points
 from search.recipe import as_begun, require_same_recipe
+from search.remote import is_url
 from search.result import Baseline, TrialResult
 from search.signals import INTERRUPTED
 from search.store import RunStore, driver_lock, next_run_dir, write_atomic
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def run_or_resume(
-    target: Path,
+    target: Path | str,
     *,
     name: str | None,
     storage: str | None,
@@ -58,13 +60,14 @@ def run_or_resume(
     points: Path | None = None,
     insecure: bool = False,
 ) -> None:
-    """`prunefront search`: a new run of a job file, or one more start of a run folder.
+    """`prunefront search`: a new run of a job file, or one more start of a run folder or of its copy at a URL.
 
     Everything that can be wrong with a job is said before a folder is made, a network trained or Ray started.
     """
     target_address = checked_address(address)
     settle_access(target_address, insecure=insecure)
     view = View(console)
+    target = fetched(target, view.say) if isinstance(target, str) and is_url(target) else Path(target)
     if is_run(target):
         if name is not None or storage is not None:
             raise UserError("--name and --storage belong to a new run: leave them out to go on with one")
@@ -73,7 +76,7 @@ def run_or_resume(
             job = as_begun(store, load_job(store.job_path))
             require_same_recipe(store, job)
             job = job.with_overrides(trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, align=align)
-            with _cluster(target_address, job, view) as session:
+            with copied(store, job, view.say), _cluster(target_address, job, view) as session:
                 prepared, own = _checked(job, session, points)
                 job = prepared.job
                 if job.to_yaml() != store.job_path.read_text():
@@ -85,13 +88,14 @@ def run_or_resume(
     job = job.with_overrides(
         trials=trials, latency_ms=latency_ms, speedup=speedup, seed=seed, storage=storage, align=align
     )
+    elsewhere = names_there(job)
     with _cluster(target_address, job, view) as session:
         prepared, own = _checked(job, session, points)
         job = prepared.job
-        root = next_run_dir(Path(job.storage), name, target.stem)
+        root = next_run_dir(local_storage(job), name, target.stem, elsewhere)
         with driver_lock(root), _only_if_worth_keeping(root):
             store = RunStore.create(root, job.to_yaml(), environment(job))
-            with _interruptible(view, root):
+            with _interruptible(view, root), copied(store, job, view.say):
                 _drive(store, job, prepared, own, view=view, session=session, seconds=seconds, console=console)
 
 

@@ -212,6 +212,8 @@ class PlanSearcher(Searcher):
             said = self._store.last_loss(number) if error else None
             if said is not None and said.startswith(StoreError.__name__):
                 raise StoreError(said.partition(": ")[2])  # no fault of any trial: the next would end the same way
+            if error:
+                self._store.require_writable()  # a worker whose disk is full cannot leave such a line
             if error and self._losses[number] <= RESTARTS:
                 self._again.append(proposal)  # goes on from its checkpoint
                 return

@@ -35,6 +35,7 @@ MODEL_NAME = "model.onnx"
 _OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray")
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "lost.txt"
+_PROBE_BYTES = 2**16
 
 
 class RunStore:
@@ -178,6 +179,16 @@ class RunStore:
             folder = self.partial_dir / _checked(number)
             folder.mkdir(exist_ok=True)
             write_atomic(folder / LOSS_NAME, reason + "\n")
+
+    def require_writable(self) -> None:
+        """Raises `StoreError` where a worker could not have written either: then no trial is to blame for its loss."""
+        folder = self.partial_dir / f".trash-probe-{secrets.token_hex(4)}"
+        try:
+            with disk_errors("write", folder):
+                folder.mkdir()
+            write_atomic(folder / "probe", bytes(_PROBE_BYTES))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def last_loss(self, number: int) -> str | None:
         """Why the last attempt was lost that could still say so."""

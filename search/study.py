@@ -20,6 +20,7 @@ from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -101,8 +102,13 @@ def study_url(setting: str, default: Path) -> str:
 
 
 def study_place(url: str) -> str:
-    """The file behind a URL, for messages; a server's URL as it is."""
-    return url.removeprefix("sqlite:///").removeprefix("journal:")
+    """The file behind a URL, for messages; a server's URL without its password."""
+    if url.startswith(("sqlite:///", "journal:")):
+        return url.removeprefix("sqlite:///").removeprefix("journal:")
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return url
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -152,13 +158,19 @@ def _opening(url: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
+    except ImportError as error:
+        missing = getattr(error.__cause__ or error, "name", None) or "its driver"
+        raise StoreError(
+            f"the study {study_place(url)} needs the Python package {missing!r}: install it where the search is started"
+        ) from None
     except Exception as error:  # SQLAlchemy, Optuna and the file system each have their own
         line = str(error.__cause__ or error).splitlines()
         if isinstance(error, PermissionError) or (line and "readonly" in line[0]):
             raise StoreError(
                 f"the study {study_place(url)} cannot be written ({line[0]}): mend that, then go on with the run"
             ) from None
+        is_file = url.startswith(("sqlite:", "journal:"))
+        mend = "move it away, it is filled again from the results" if is_file else "check the URL and its server"
         raise StoreError(
-            f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): "
-            f"move it away, it is filled again from the results"
+            f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): {mend}"
         ) from None

@@ -16,7 +16,7 @@ PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
 RAY = {
     *("search.capacity", "search.driver", "search.far_rigs", "search.nodes", "search.ray_session", "search.rig_actor"),
-    *("search.rungs", "search.searcher", "search.trainable"),
+    *("search.rig_keeper", "search.rungs", "search.searcher", "search.trainable"),
 }
 OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"

@@ -19,9 +19,9 @@ from admm.plan import PruningPlan
 from search.budget import Budget
 from search.result import Status, TrialResult
 from search.sampler import Proposal, StudySampler
-from search.searcher import INFEASIBLE_PER_TRIAL, RESTARTS, PlanSearcher
+from search.searcher import INFEASIBLE_PER_TRIAL, RESTARTS, Halt, PlanSearcher
 from search.space import Space
-from search.store import RunStore
+from search.store import RunStore, StoreError
 from tests.search.fabricated import MIXED, SPACE, TINY, publish, result_of
 
 FINISHED = Searcher.FINISHED
@@ -217,6 +217,25 @@ def test_a_lost_worker_is_tried_again_and_then_recorded_as_failed(tmp_path: Path
     assert search.seen == [result]
     assert search.searcher.spent == 1
     assert search.searcher.suggest("next")["number"] != config["number"]
+
+
+def test_a_worker_lost_to_a_disk_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path: Path) -> None:
+    search = Search(tmp_path, max_concurrent=1)
+    config = search.searcher.suggest("t0")
+    partial = search.store.partial_dir
+    partial.rename(tmp_path / "aside")
+    partial.touch()  # no folder can be made there, whoever asks
+    with pytest.raises(Halt) as halt:
+        search.searcher.on_trial_complete("t0", error=True)
+    assert isinstance(halt.value.error, StoreError)
+    assert "cannot write" in str(halt.value.error)
+    partial.unlink()
+    (tmp_path / "aside").rename(partial)
+    search.restart()
+    assert search.store.results() == {}
+    assert list(partial.iterdir()) == []
+    again = search.searcher.suggest("t1")
+    assert (again["number"], again["plan"]) == (config["number"], config["plan"])
 
 
 def test_a_worker_lost_after_it_published_has_finished(tmp_path: Path) -> None:
