@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from search.ray_session import Session, own_ray  # isort: skip  # it speaks to Ray before Ray is imported
@@ -25,7 +24,7 @@ from search.capacity import concurrency
 from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
 from search.job import Job
-from search.nodes import facts
+from search.nodes import facts, require_visible
 from search.places import Placement
 from search.profile import Profile
 from search.result import Baseline, TrialResult
@@ -143,7 +142,7 @@ def run_search(
         if not searcher.finished():
             with (
                 interrupt.heard(),
-                _ray(session, store.root / SCRATCH, job) as placement,
+                _ray(session, store, job, view) as placement,
                 _cluster_watch(store, session, view),
             ):
                 interrupt.listen()
@@ -278,8 +277,9 @@ def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Ou
 
 
 @contextlib.contextmanager
-def _ray(session: Session | None, scratch: Path, job: Job) -> Iterator[Placement]:
+def _ray(session: Session | None, store: RunStore, job: Job, view: View) -> Iterator[Placement]:
     """Ray for the trials, in a folder of its own that nothing is ever read from again; tells where the rigs are."""
+    scratch = store.root / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     with disk_errors("make", scratch):
         scratch.mkdir(parents=True)
@@ -289,6 +289,7 @@ def _ray(session: Session | None, scratch: Path, job: Job) -> Iterator[Placement
                 yield placement
         else:
             session.rest()
+            require_visible(store.root, view.say)
             yield session.placement
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

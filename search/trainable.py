@@ -19,7 +19,7 @@ from evaluators.errors import one_line
 from search.bench import dense_forms, open_bench
 from search.job_file import load_job
 from search.module_rigs import of_modules
-from search.nodes import facts, mismatch
+from search.nodes import NodeRefused, facts, mismatch
 from search.rig_actor import remote_measure, remote_modules
 from search.store import RunStore
 from search.trial import Bench, Start, TrialSpec
@@ -39,12 +39,12 @@ class PruneTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Open the bench and the trial; a checkpoint of an earlier attempt is taken up."""
-        self._require_same_package(config)
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
         torch.set_num_threads(max(1, int(config["cpus"])))
         self._store = RunStore.open(Path(config["run_dir"]))
         with self._telling(int(config["number"])):
+            self._require_same_package(config)
             self._open(config)
 
     def _open(self, config: dict[str, Any]) -> None:
@@ -120,4 +120,4 @@ class PruneTrainable(tune.Trainable):
         wrong = wrong or mismatch(facts(), config["packages"], config["version"])
         if wrong is not None:
             address = ray.util.get_node_ip_address()
-            raise RuntimeError(f"node {address} cannot work for this search: {wrong}")
+            raise NodeRefused(f"node {address} cannot work for this search: {wrong}")
