@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from search.ray_session import Session, own_ray  # isort: skip  # it speaks to Ray before Ray is imported
@@ -26,13 +25,13 @@ from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
 from search.job import Job
 from search.node_data import put_task
-from search.nodes import facts
+from search.nodes import facts, require_visible
 from search.objectives import Objectives
 from search.on_rigs import judged_on
 from search.places import Placement
 from search.profile import Profile
 from search.result import Baseline, TrialResult
-from search.rig_actor import start_rigs, stop_rigs
+from search.rig_actor import start_rigs, stop_rigs, until_ready
 from search.rig_keeper import RigKeeper
 from search.rungs import RungBoard, RungScheduler, rung_iterations
 from search.sampler import StudySampler, study_url
@@ -159,15 +158,21 @@ def run_search(
         if not searcher.finished():
             with (
                 interrupt.heard(),
-                _ray(session, store.root / SCRATCH, job) as placement,
+                _ray(session, store, job, view) as placement,
                 _cluster_watch(store, session, view),
             ):
                 interrupt.listen()
                 shared = (None, None) if task is None else put_task(task)
                 if shared[1] is not None:
                     view.say(f"each worker process loads the task's data for itself: {shared[1]}")
-                stopping = board if job.search.early_stopping else None
-                _fit(store, job, searcher, stopping, end, placement, view, data=shared[0])
+                searcher.max_concurrent = concurrency(job)
+                with _rigs(store, job, placement) as rigs:
+                    if session is not None:
+                        until_ready(rigs, view.say, end.check)
+                    kept = {rigs[place.rigs[0]]: place.resource for place in placement.places}
+                    stopping = board if job.search.early_stopping else None
+                    with RigKeeper(kept, view.say):
+                        _fit(store, job, searcher, stopping, end, rigs, data=shared[0])
     except _Ended:
         pass
     except Halt as halt:
@@ -242,16 +247,13 @@ def _fit(
     searcher: PlanSearcher,
     board: RungBoard | None,
     end: _End,
-    placement: Placement,
-    view: View,
+    rigs: Mapping[str, str],
     *,
     data: Any | None,
 ) -> None:
-    searcher.max_concurrent = concurrency(job)
     resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
-    rigs = start_rigs(store.name, job, placement.places)
     shared = {
-        "rigs": rigs,
+        "rigs": dict(rigs),
         "packages": facts(),
         "version": search.__version__,
         "cpus": job.resources.cpus_per_trial,
@@ -276,10 +278,16 @@ def _fit(
             verbose=0,
         ),
     )
+    end.check()
+    tuner.fit()
+
+
+@contextlib.contextmanager
+def _rigs(store: RunStore, job: Job, placement: Placement) -> Iterator[dict[str, str]]:
+    """The run's rigs for the length of its trials: rig -> actor."""
+    rigs = start_rigs(store.name, job, placement.places)
     try:
-        end.check()
-        with RigKeeper({rigs[place.rigs[0]]: place.resource for place in placement.places}, view.say):
-            tuner.fit()
+        yield rigs
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone already
             stop_rigs(rigs)
@@ -300,8 +308,9 @@ def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Ou
 
 
 @contextlib.contextmanager
-def _ray(session: Session | None, scratch: Path, job: Job) -> Iterator[Placement]:
+def _ray(session: Session | None, store: RunStore, job: Job, view: View) -> Iterator[Placement]:
     """Ray for the trials, in a folder of its own that nothing is ever read from again; tells where the rigs are."""
+    scratch = store.root / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     with disk_errors("make", scratch):
         scratch.mkdir(parents=True)
@@ -311,6 +320,7 @@ def _ray(session: Session | None, scratch: Path, job: Job) -> Iterator[Placement
                 yield placement
         else:
             session.rest()
+            require_visible(store.root, view.say)
             yield session.placement
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -44,7 +44,8 @@ _COMMON: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERRO
 class Session:
     """A cluster that this process has joined; `close` leaves it, which may be done early."""
 
-    def __init__(self, placement: Placement, far: FarRigs | None, leave: Callable[[], None]) -> None:
+    def __init__(self, address: str, placement: Placement, far: FarRigs | None, leave: Callable[[], None]) -> None:
+        self.address = address
         self.placement = placement
         self._far, self._leave = far, leave
 
@@ -103,7 +104,7 @@ def joined(address: str, job: Job, say: Callable[[str], None]) -> Iterator[Sessi
         if far is not None:
             stack.enter_context(measuring_at(far))
             stack.callback(far.rest)
-        yield Session(placement, far, leave)
+        yield Session(address, placement, far, leave)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -118,6 +118,29 @@ def start_rigs(run_name: str, job: Job, places: Sequence[Place]) -> dict[str, st
         start_actor(job, place, name=name, lifetime="detached")
         names |= dict.fromkeys(place.rigs, name)
     return names
+
+
+def until_ready(names: Mapping[str, str], say: Callable[[str], None], check: Callable[[], None]) -> None:
+    """Wait until the actors run: on a cluster another search may hold their device. `check` may end it by raising.
+
+    Raises `UserError` for rigs that cannot be opened where they are.
+    """
+    waiting: dict[Any, str] = {
+        ray.get_actor(name, namespace=NAMESPACE).__ray_ready__.remote(): rig for rig, name in names.items()
+    }
+    said = time.monotonic() + 20.0
+    while waiting:
+        check()
+        for ready in ray.wait(list(waiting), timeout=1.0)[0]:
+            rig = waiting.pop(ready)
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayError as error:
+                last = one_line(str(error).strip().splitlines()[-1])
+                raise UserError(f"the rig {rig} cannot be opened: {last}") from None
+        if waiting and time.monotonic() >= said:
+            say(f"waiting for the rigs {', '.join(waiting.values())}: another search may be measuring there")
+            said = float("inf")
 
 
 def start_actor(job: Job, place: Place, **options: Any) -> Any:

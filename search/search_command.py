@@ -75,7 +75,7 @@ def run_or_resume(
         if name is not None or storage is not None:
             raise UserError("--name and --storage belong to a new run: leave them out to go on with one")
         store = RunStore.open(target)
-        with driver_lock(target), _interruptible(view, target):
+        with driver_lock(target), _interruptible(view, target, target_address):
             job = as_begun(store, load_job(store.job_path))
             require_same_recipe(store, job)
             job = job.with_overrides(
@@ -113,7 +113,7 @@ def run_or_resume(
         root = next_run_dir(local_storage(job), name, target.stem, elsewhere)
         with driver_lock(root), _only_if_worth_keeping(root):
             store = RunStore.create(root, job.to_yaml(), environment(job))
-            with _interruptible(view, root), copied(store, job, view.say):
+            with _interruptible(view, root, target_address), copied(store, job, view.say):
                 _drive(store, job, prepared, own, view=view, session=session, seconds=seconds, console=console)
 
 
@@ -161,13 +161,13 @@ def _only_if_worth_keeping(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible(view: View, root: Path) -> Iterator[None]:
+def _interruptible(view: View, root: Path, address: str | None) -> Iterator[None]:
     """Ctrl-C in a run that has a folder ends with how to go on; the next one must not tear that line."""
     try:
         yield
     except KeyboardInterrupt:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        view.say(_how_to_go_on(root, "interrupted"))
+        view.say(_how_to_go_on(root, "interrupted", address))
         signal.signal(signal.SIGINT, before)
         raise SystemExit(INTERRUPTED) from None
 
@@ -184,6 +184,7 @@ def _drive(
     console: Console,
 ) -> None:
     """One start of a run, under its lock: what is missing before the first trial, the search, the reports."""
+    address = None if session is None else session.address
     view.say(f"run {store.root}")
     with view:
         _, profile = prepare_run(store, job, prepared, view)
@@ -205,7 +206,7 @@ def _drive(
             baseline,
             profile,
             view=view,
-            last_words=partial(view.last_words, _how_to_go_on(store.root, "interrupted")),
+            last_words=partial(view.last_words, _how_to_go_on(store.root, "interrupted", address)),
             first=first,
             points=points,
             session=session,
@@ -233,7 +234,7 @@ def _drive(
         if disk is not None:
             view.say(disk)
         return
-    view.say(_how_to_go_on(store.root, outcome.reason or "stopped"))
+    view.say(_how_to_go_on(store.root, outcome.reason or "stopped", address))
     if outcome.reason == "interrupted":
         raise SystemExit(INTERRUPTED)
 
@@ -281,8 +282,9 @@ def _first_plans(store: RunStore, job: Job, prepared: Prepared, baseline: Baseli
     return found
 
 
-def _how_to_go_on(root: Path, reason: str) -> str:
-    return f"{reason}: nothing finished is lost; go on with: prunefront search {root}"
+def _how_to_go_on(root: Path, reason: str, address: str | None) -> str:
+    where = "" if address is None else f" --address {address}"
+    return f"{reason}: nothing finished is lost; go on with: prunefront search {root}{where}"
 
 
 def _say_how_to_export(view: View, root: Path, job: Job, results: Mapping[int, TrialResult]) -> None:

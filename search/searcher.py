@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from admm.compact import WEIGHTS_FILE
 from search.inherit import Starts
+from search.nodes import NodeRefused
 from search.result import TrialResult
 from search.sampler import FINAL, TWIN, Proposal, SpaceExhausted, StudySampler
 from search.store import RunStore, StoreError
@@ -215,8 +216,11 @@ class PlanSearcher(Searcher):
         if not self._store.trial_dir(number).exists():
             self._losses[number] += error
             said = self._store.last_loss(number) if error else None
-            if said is not None and said.startswith(StoreError.__name__):
-                raise StoreError(said.partition(": ")[2])  # no fault of any trial: the next would end the same way
+            kind, _, line = (said or "").partition(": ")
+            if kind == StoreError.__name__:
+                raise StoreError(line)  # no fault of any trial: the next would end the same way
+            if kind == NodeRefused.__name__:
+                raise NodeRefused(f"{line}; take it out of the cluster, then go on with the run")
             if error:
                 self._store.require_writable()  # a worker whose disk is full cannot leave such a line
             if error and self._losses[number] <= RESTARTS:

@@ -20,7 +20,7 @@ from search.bench import dense_forms, open_bench
 from search.job_file import load_job
 from search.module_rigs import of_modules
 from search.node_data import get_task
-from search.nodes import facts, mismatch
+from search.nodes import NodeRefused, facts, mismatch
 from search.objectives import Objectives
 from search.rig_actor import remote_measure, remote_modules
 from search.store import RunStore
@@ -44,12 +44,12 @@ class PruneTrainable(tune.Trainable):
 
         `data` holds where the task lies in the object store, None where each worker loads it for itself.
         """
-        self._require_same_package(config)
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
         torch.set_num_threads(max(1, int(config["cpus"])))
         self._store = RunStore.open(Path(config["run_dir"]))
         with self._telling(int(config["number"])):
+            self._require_same_package(config)
             self._open(config, data[0])
 
     def _open(self, config: dict[str, Any], data: Any | None) -> None:
@@ -132,4 +132,4 @@ class PruneTrainable(tune.Trainable):
         wrong = wrong or mismatch(facts(), config["packages"], config["version"])
         if wrong is not None:
             address = ray.util.get_node_ip_address()
-            raise RuntimeError(f"node {address} cannot work for this search: {wrong}")
+            raise NodeRefused(f"node {address} cannot work for this search: {wrong}")

@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import ray.scripts.scripts
+import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.dashboard.modules.job.cli import submit
 
+from search.cli import app
 from search.job_file import load_job
 from tests.cluster.manifests import ClusterSpec, Ec2Node, RayCluster, RayJob, VolumeClaim
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "cluster.md"
 EXAMPLES = ROOT / "examples" / "cluster"
 LAUNCHER = [ROOT / "cluster.yaml", EXAMPLES / "on_premise.yaml"]
 KUBERAY = [EXAMPLES / "kuberay_cluster.yaml", EXAMPLES / "kuberay_job.yaml"]
@@ -117,7 +123,7 @@ def test_every_pod_is_in_token_mode(path: Path) -> None:
             assert {env.name: env.value for env in container.env}["RAY_AUTH_MODE"] == "token"
 
 
-@pytest.mark.parametrize("path", [*FILES, ROOT / "docs" / "cluster.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*FILES, DOCS], ids=lambda path: path.name)
 def test_no_file_holds_a_token_or_opens_the_dashboard(path: Path) -> None:
     text = path.read_text()
     assert "--dashboard-host=0.0.0.0" not in text
@@ -125,7 +131,7 @@ def test_no_file_holds_a_token_or_opens_the_dashboard(path: Path) -> None:
     assert not re.search(r"RAY_AUTH_TOKEN=\S*[0-9a-f]{8}", text)
 
 
-@pytest.mark.parametrize("path", [*FILES, ROOT / "docs" / "cluster.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*FILES, DOCS], ids=lambda path: path.name)
 def test_versions_are_those_of_the_constraints(path: Path) -> None:
     text = path.read_text()
     rays = re.findall(r"ray\[default\]==([\d.]+)|rayproject/ray:([\d.]+)|rayVersion: ([\d.]+)", text)
@@ -133,6 +139,38 @@ def test_versions_are_those_of_the_constraints(path: Path) -> None:
     assert {version for found in rays for version in found if version} == {pinned("ray")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(re.findall(r"/prunefront:([\w.]+)", text)) <= {project["version"]}
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("path", [*LAUNCHER, DOCS], ids=lambda path: path.name)
+def test_ray_knows_every_option_of_ray_start(path: Path) -> None:
+    said = re.findall(r"\bray start\b([^\n;`#]*)", path.read_text())
+    used = {option for rest in said for option in re.findall(r"--[a-z-]+", rest)}
+    assert used
+    assert used <= options(ray.scripts.scripts.start)
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_ray_knows_every_parameter_of_a_pod(path: Path) -> None:
+    spec = kuberay(path)
+    for group in (spec.headGroupSpec, *spec.workerGroupSpecs):
+        assert {f"--{name}" for name in group.rayStartParams} <= options(ray.scripts.scripts.start)
+
+
+def test_every_command_in_the_document_is_one() -> None:
+    text = DOCS.read_text()
+    search: click.Command = typer.main.get_command(app).commands["search"]  # type: ignore[attr-defined]
+    searches = re.findall(r"prunefront search\b([^\n`#|]*)", text)
+    assert {o for rest in searches for o in re.findall(r"--[a-z-]+", rest)} <= options(search)
+    jobs = re.findall(r"ray job submit\b([^\n`]*?) -- ", text)
+    assert jobs
+    assert {o for rest in jobs for o in re.findall(r"--[a-z-]+", rest)} <= options(submit)
+    files = set(re.findall(r"(?:examples/cluster/)[\w.]+|\bcluster\.yaml\b", text))
+    assert files
+    assert all((ROOT / name).is_file() for name in files)
 
 
 def nodes_of(path: Path) -> dict[str, dict[str, float]]:

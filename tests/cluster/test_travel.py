@@ -25,7 +25,8 @@ TELL = """
 
 import os as _os
 with open(_os.environ["PRUNEFRONT_TEST_LOG"], "a") as _log:
-    _log.write(json.dumps({"file": __file__, "search": sys.modules["search"].__file__, "pid": _os.getpid()}) + "\\n")
+    _log.write(json.dumps({"file": __file__, "search": sys.modules["search"].__file__, "pid": _os.getpid(),
+        "sent": _os.environ.get("PRUNEFRONT_TEST_SENT")}) + "\\n")
 """
 
 
@@ -41,8 +42,10 @@ class Ground:
     """Run folders, which all see."""
     log: Path
 
-    def search(self, *arguments: object) -> Process:
+    def search(self, *arguments: object, submitted: str | None = None) -> Process:
         environment = {**self.nodes.environment, "PYTHONPATH": str(ROOT), "PRUNEFRONT_TEST_LOG": str(self.log)}
+        if submitted is not None:
+            environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = submitted
         command = ["env", "-i", *(f"{k}={v}" for k, v in environment.items()), *PROGRAM]
         return Process(*command, *map(str, arguments), "--address", self.nodes.address, cwd=self.home)
 
@@ -69,7 +72,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 
 def test_package_and_job_travel_and_the_rig_is_the_other_machines(ground: Ground) -> None:
-    with ground.search("job.yaml", "--storage", ground.runs, "--name", "first") as driver:
+    # as in a process that `ray job submit` started, which sent things of its own
+    sent = {"py_modules": [str(ground.home / "sent")], "env_vars": {"PRUNEFRONT_TEST_SENT": "yes"}}
+    (ground.home / "sent").mkdir()
+    (ground.home / "sent" / "__init__.py").write_text("")
+    submitted = json.dumps({"runtime_env": sent, "metadata": {"job_submission_id": "raysubmit_1"}})
+    with ground.search("job.yaml", "--storage", ground.runs, "--name", "first", submitted=submitted) as driver:
         assert driver.wait() == 0, driver.text
         own = driver.pid
     assert "which offers 'latency_rig'" in driver.text
@@ -86,6 +94,7 @@ def test_package_and_job_travel_and_the_rig_is_the_other_machines(ground: Ground
     for one in there:
         assert "/prunefront_job_" in one["file"], one  # the copy that travelled
         assert "/py_modules_files/" in one["search"], one
+        assert one["sent"] == "yes"
     assert not any(str(ground.home) in one["file"] for one in there)
 
 

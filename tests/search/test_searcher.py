@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from admm.plan import PruningPlan
 from search.budget import Budget
+from search.nodes import NodeRefused
 from search.result import Status, TrialResult
 from search.sampler import Proposal, StudySampler
 from search.searcher import INFEASIBLE_PER_TRIAL, RESTARTS, Halt, PlanSearcher
@@ -228,6 +229,19 @@ def test_a_lost_worker_is_tried_again_and_then_recorded_as_failed(tmp_path: Path
     assert search.seen == [result]
     assert search.searcher.spent == 1
     assert search.searcher.suggest("next")["number"] != config["number"]
+
+
+def test_a_node_that_joined_later_and_differs_ends_the_search_and_no_trial(tmp_path: Path) -> None:
+    search = Search(tmp_path, max_concurrent=1)
+    config = search.searcher.suggest("t0")
+    search.store.note_loss(config["number"], "NodeRefused: node 10.0.0.3 cannot work for this search: it has torch 2.9")
+    with pytest.raises(Halt) as halt:
+        search.searcher.on_trial_complete("t0", error=True)
+    assert isinstance(halt.value.error, NodeRefused)
+    assert str(halt.value.error).startswith("node 10.0.0.3 cannot work for this search: it has torch 2.9; take it out")
+    search.restart()
+    assert search.store.results() == {}
+    assert search.searcher.suggest("t1")["number"] == config["number"]
 
 
 def test_a_worker_lost_to_a_disk_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path: Path) -> None:
