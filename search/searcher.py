@@ -26,7 +26,7 @@ from search.store import RunStore, StoreError
 #: Plans found over budget by their shapes cost seconds and are counted apart; this many in a row, times the trials
 #: asked for, say that the budget leaves too little of the space.
 INFEASIBLE_PER_TRIAL = 8
-#: How often a driver takes a trial up again whose worker was lost, before the trial counts as failed.
+#: How often a driver takes a trial up again whose worker was lost at the same step, before it counts as failed.
 RESTARTS = 2
 #: Whose plans are tried after the search as well.
 AFTER = (TWIN, FINAL)
@@ -90,6 +90,7 @@ class PlanSearcher(Searcher):
         self._again: list[Proposal] = sampler.unfinished()
         self._live: dict[str, Proposal] = {}
         self._losses: Counter[int] = Counter()
+        self._stood_at: dict[int, int | None] = {}
         self.infeasible_in_a_row = 0
         # what another budget kept from being trained says nothing of this one's feasibility
         results = store.results()
@@ -214,7 +215,8 @@ class PlanSearcher(Searcher):
             return
         number = proposal.number
         if not self._store.trial_dir(number).exists():
-            self._losses[number] += error
+            if error:
+                self._count_loss(number)
             said = self._store.last_loss(number) if error else None
             kind, _, line = (said or "").partition(": ")
             if kind == StoreError.__name__:
@@ -234,6 +236,14 @@ class PlanSearcher(Searcher):
             else:
                 return  # interrupted: it stays RUNNING in the study and goes on from its checkpoint
         self._file(number)
+
+    def _count_loss(self, number: int) -> None:
+        """Machines that are taken back again and again are no fault of a trial that gets on between."""
+        step = self._store.last_step(number)
+        if number in self._stood_at and self._stood_at[number] != step:
+            self._losses[number] = 0
+        self._losses[number] += 1
+        self._stood_at[number] = step
 
     def _file(self, number: int) -> None:
         if self._store.unseen_for(number) is not None:  # begun for another rig, by a worker that outlived its driver
@@ -262,7 +272,7 @@ class PlanSearcher(Searcher):
             status="failed",
             plan_digest=proposal.plan.digest(),
             seed=self._seed,
-            reason=f"its worker was lost {RESTARTS + 1} times: {said}",
+            reason=f"its worker was lost {RESTARTS + 1} times at the same step: {said}",
             params_sampled=dict(proposal.params),
             precision=proposal.precision,
             source=proposal.source,

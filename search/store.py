@@ -136,6 +136,13 @@ class RunStore:
         """
         return self.partial_dir / _checked(number) / CHECKPOINT_NAME
 
+    def last_step(self, number: int) -> int | None:
+        """When the unfinished trial last got a step further, in ns; None where it did not yet."""
+        try:
+            return self.checkpoint_path(number).stat().st_mtime_ns
+        except OSError:
+            return None
+
     def attempt_dir(self, number: int, attempt_id: str) -> Path:
         """An attempt's own folder `trials/.partial/<n>/<attempt_id>`, made if need be, to stage its files in.
 

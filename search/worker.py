@@ -95,7 +95,9 @@ class TrialRun:
             return replace(self._progress(self.result.status), step=self.total_steps, result=self.result)
         try:
             progress = self._next()
-            return progress if self.result is not None else self._kept(progress)
+            # what was only taken up is saved already, and its date says when the trial last got on
+            saved = self.result is not None or progress.phase == "resumed"
+            return progress if saved else self._kept(progress)
         except (AttemptLost, StoreError):
             raise
         except Exception as error:  # the user's network, loss, metric and data are called in there

@@ -244,6 +244,24 @@ def test_a_node_that_joined_later_and_differs_ends_the_search_and_no_trial(tmp_p
     assert search.searcher.suggest("t1")["number"] == config["number"]
 
 
+def test_a_trial_that_gets_on_between_its_losses_is_not_given_up(tmp_path: Path) -> None:
+    search = Search(tmp_path, max_concurrent=1)
+    config = search.searcher.suggest("t0")
+    number = config["number"]
+    search.store.attempt_dir(number, "worker")
+    checkpoint = search.store.checkpoint_path(number)
+    for attempt in range(2 * RESTARTS + 3):
+        checkpoint.touch()
+        os.utime(checkpoint, ns=(attempt, attempt))
+        search.searcher.on_trial_complete(f"t{attempt}", error=True)
+        assert search.searcher.suggest(f"t{attempt + 1}") == config
+    for attempt in range(2 * RESTARTS + 3, 3 * RESTARTS + 3):  # and from here on it stands still
+        assert search.store.results() == {}
+        search.searcher.on_trial_complete(f"t{attempt}", error=True)
+        search.searcher.suggest(f"t{attempt + 1}")
+    assert search.store.result(number).status == "failed"
+
+
 def test_a_worker_lost_to_a_disk_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path: Path) -> None:
     search = Search(tmp_path, max_concurrent=1)
     config = search.searcher.suggest("t0")
