@@ -54,8 +54,8 @@ class PruneRun:
     then a run continued from `state()` ends with bit-equal weights (one thread). `evaluate` is asked once an ADMM
     iteration (of the network as if pruned then) and around the hard prune. `steps_per_epoch`, where it is known, lets
     rho start at its right size in the first iteration. `plan` may be a `Target`, see `prune()`. `teacher` is distilled
-    from instead of the model as it is given. With a `team` every process of it runs the same, `evaluate` is asked in the
-    first alone. Raises `PlanError` before any training.
+    from instead of the model as it is given. With a `team` every process of it runs the same, and `evaluate`
+    is asked in the first alone. Raises `PlanError` before any training.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class PruneRun:
         self.plan = plan
         self.groups = groups
         self._loss = loss
-        self._team = team
-        self._evaluate = evaluate if evaluate is None or team is None else _of_the_first(evaluate, team)
+        self.team = team
+        """Who trains with this process; may be set between two steps, in all processes alike."""
+        self._evaluate = evaluate
         self._train_batches = train_batches
         self._admm_settings = admm or AdmmSettings()
         self._finetune_settings = finetune or FinetuneSettings()
@@ -175,13 +176,13 @@ class PruneRun:
                 after_step=self._after_step,
                 max_grad_norm=settings.max_grad_norm,
                 compute=self._compute,
-                team=self._team,
+                team=self.team,
             )
             losses.append(stats.loss)
             self._count(stats.samples)
         record = self._admm.end_iteration(sum(losses) / len(losses))
-        if self._team is not None:
-            self._team.require_same(self._admm.state()[0], f"after ADMM iteration {record.iteration}")
+        if self.team is not None:
+            self.team.require_same(self._admm.state()[0], f"after ADMM iteration {record.iteration}")
         self.trace.records.append(record)
         self._steps_done += 1
         index = self._admm.iteration
@@ -214,18 +215,18 @@ class PruneRun:
         assert self._finetune is not None
         epoch = self._finetune.epoch
         seed_epoch(self._seed, epoch, "finetune")
-        stats = self._finetune.step(self._train_batches(self._admm_settings.epochs + epoch))
+        stats = self._finetune.step(self._train_batches(self._admm_settings.epochs + epoch), self.team)
         self._count(stats.samples)
         self._steps_done += 1
         accuracy = None
         if self._finetune.done:
             require_finite(self.model, "after retraining")
-            if self._team is not None:
-                self._team.require_same(dict(self.model.named_parameters()), "after retraining")
+            if self.team is not None:
+                self.team.require_same(dict(self.model.named_parameters()), "after retraining")
             if self._finetune_settings.ema > 0.0:
                 self._recalibrate(self.model)  # the statistics are of the weights that were averaged, not of the mean
             if self._evaluate is not None:
-                accuracy = self.trace.accuracy_after_finetune = self._evaluate(self.model)
+                accuracy = self.trace.accuracy_after_finetune = self._ask(self.model)
             self._finish()
         return StepReport(phase="finetune", index=epoch + 1, loss=stats.loss, epochs=self.epochs, accuracy=accuracy)
 
@@ -237,7 +238,14 @@ class PruneRun:
         projector = self._admm.projector
         pruned = as_if_pruned(self.model, self.groups, masks, projector.plan, projector.align)
         self._recalibrate(pruned)
-        return self._evaluate(pruned)
+        return self._ask(pruned)
+
+    def _ask(self, model: nn.Module) -> float | None:
+        """The model's accuracy, asked in one process and known to all; None where nobody can tell."""
+        evaluate = self._evaluate
+        if evaluate is None:
+            return None
+        return evaluate(model) if self.team is None else self.team.first(lambda: evaluate(model))
 
     def _recalibrate(self, model: nn.Module) -> None:
         epoch = self._admm_settings.epochs - 1
@@ -259,7 +267,7 @@ class PruneRun:
         if self._evaluate is not None:
             before = copy.deepcopy(self.model)
             self._recalibrate(before)  # as after the prune: else the figures tell of statistics that lag behind
-            self.trace.accuracy_before_prune = self._evaluate(before)
+            self.trace.accuracy_before_prune = self._ask(before)
         shrunk = shrink(
             self.model,
             self.groups,
@@ -277,7 +285,7 @@ class PruneRun:
         require_agreement(self.model, small, inputs.to(next(self.model.parameters()).device))
         self._recalibrate(small)
         if self._evaluate is not None:
-            self.trace.accuracy_after_prune = self._evaluate(small)
+            self.trace.accuracy_after_prune = self._ask(small)
         self._enter_finetune(small, shrunk.zeros)
         return self.trace.accuracy_after_prune
 
@@ -293,7 +301,6 @@ class PruneRun:
             teacher=teacher,
             compute=self._compute,
             steps_per_epoch=self._steps_per_epoch,
-            team=self._team,
         )
         self.phase = "finetune"
         if self._finetune.done:
@@ -363,11 +370,6 @@ class PruneRun:
             self._finetune.load_state(parts["finetune"], values["finetune"])
         else:
             self._finish()
-
-
-def _of_the_first(evaluate: Evaluate, team: Team) -> Evaluate:
-    """Asked in one process, known to all."""
-    return lambda model: team.first(lambda: evaluate(model))
 
 
 def prune(

@@ -4,9 +4,9 @@ The same plans of the digits, given as points, are run by a search with one work
 one thread, and once more by `evaluate_plan` alone in this process. Counted from the start of the first trial to the end
 of the last, so with warm workers; the overhead is a trial's share of that less what the bare worker takes for it.
 
-Whether a figure counts is decided by the machine: before and after, the same training steps are timed in one process and
-in two at once. Where these do not get their cores whole, or the two controls differ, somebody else was at work: `counted`
-is false and the claim does not hold, whatever the figures are. CPU seconds are told beside all wall times.
+Whether a figure counts is decided by the machine: before and after, the same training steps are timed in one process
+and in two at once. Where these do not get their cores whole, or the two controls differ, somebody else was at work:
+`counted` is false and the claim does not hold, whatever the figures are. CPU seconds are told beside all wall times.
 """
 
 from __future__ import annotations

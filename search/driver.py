@@ -116,8 +116,8 @@ def run_search(
     """Search until the job's trials are done, the time is up or Ctrl-C; the caller holds the driver's lock.
 
     `points` are tried before all others, then the plans of `first`. `address` None starts Ray here and stops it after;
-    `auto` or HOST:PORT joins a cluster. `task`, where it is at hand, saves the workers loading its data. Raises `UserError` for a cluster that cannot be reached or lacks what a trial
-    needs.
+    `auto` or HOST:PORT joins a cluster. `task`, where it is at hand, saves the workers loading its data. Raises
+    `UserError` for a cluster that cannot be reached or lacks what a trial needs.
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
@@ -207,10 +207,11 @@ def _fit(
     store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End, data: Any | None
 ) -> None:
     searcher.max_concurrent = _concurrency(job)
-    resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
+    # a bundle for each process of a trial: near each other where one machine has the room
+    resources = tune.PlacementGroupFactory([job.resources.of_a_process()] * job.resources.processes, strategy="PACK")
     shared = {
         "version": search.__version__,
-        "cpus": job.resources.cpus_per_trial,
+        "cpus": job.resources.of_a_process()["CPU"],
         "gpus": job.resources.gpus_per_trial,
         "cwd": os.getcwd(),
     }

@@ -23,7 +23,7 @@ from admm.checkpoint import read_state, save_state
 from admm.compact import save_pruned
 from admm.compute import Compute
 from admm.errors import PruneError
-from admm.outcome import PruneResult
+from admm.outcome import PruneResult, StepReport
 from admm.pipeline import PruneRun
 from admm.plan import PruningPlan
 from admm.settings import AdmmSettings, FinetuneSettings
@@ -45,7 +45,7 @@ from search.plan_shapes import look_at_shapes
 from search.result import Status, TrialResult
 from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
-from search.trial import Bench, Progress, TrialSpec
+from search.trial import Bench, Progress, Start, TrialSpec
 from search.twin import TRACE_NAME, first_weights, trained_in, twin_of
 from search.weights import prunable_weights
 
@@ -67,6 +67,7 @@ class TrialRun:
         self._shapes: Measurement | None = None
         self._run: PruneRun | None = None
         self._step = 0
+        self._resumed = False
         self.result: TrialResult | None = None
         self.pruned: PruneResult | None = None
         self._weights_of: int | None = None
@@ -136,6 +137,7 @@ class TrialRun:
         if self._run is None:
             self._prepare()
             if self._store is not None and self.load(self._store.checkpoint_path(self.spec.number)):
+                self._resumed = True
                 return self._progress("resumed")
             self._step = 1
             over = self._over_budget()
@@ -157,27 +159,9 @@ class TrialRun:
         self._weights_of = twin.number if self.pruned is not None else None
 
     def _prepare(self) -> None:
-        bench = self._bench
-        weights, begun = first_weights(bench.dense, self.spec.start)
+        self._run, begun = training_of(self._bench, self.spec)
         self._started_from = None if begun is None else begun.number
         self._trained_before = 0.0 if begun is None else begun.stretch
-        job = self.spec.scheduled(bench.job, self._trained_before)
-        self._run = PruneRun(
-            weights.to(bench.device),
-            self.spec.plan,
-            train_batches=bench.task.train_batches,
-            groups=bench.profile.groups,
-            example_input=bench.task.example_input.to(bench.device),
-            loss=bench.task.task.loss,
-            evaluate=self._accuracy_of,
-            admm=AdmmSettings(**job.admm.model_dump()),
-            finetune=FinetuneSettings(**job.finetune.model_dump()),
-            align=job.align,
-            seed=self.spec.seed,
-            compute=Compute(**job.compute.model_dump()),
-            steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
-            teacher=copy.deepcopy(bench.dense).to(bench.device) if self._started_from is not None else None,
-        )
 
     def _over_budget(self) -> TrialResult | None:
         """Measure the plan's shapes before any training; a result when they miss the budget.
@@ -211,7 +195,7 @@ class TrialRun:
 
     def _train(self) -> Progress:
         assert self._run is not None
-        report = self._run.step()
+        report = self._step_of_all(self._run)
         progress = replace(self._progress(report.phase), report=report)
         if report.phase != "admm":
             return progress
@@ -220,6 +204,15 @@ class TrialRun:
             return progress
         self._rungs.append((report.index, report.accuracy))
         return replace(progress, rung=report.index, accuracy=report.accuracy)
+
+    def _step_of_all(self, run: PruneRun) -> StepReport:
+        """The next step of training, in all processes that share it."""
+        crew = self._bench.crew
+        if crew is None:
+            return run.step()
+        if run.team is None:
+            run.team = crew.begin(self.spec, self._resumed)
+        return crew.step(run.step)
 
     def _finish(self) -> TrialResult:
         """The forms that the rigs measure (exported, lowered, checked, scored), their latencies, then the record."""
@@ -286,11 +279,6 @@ class TrialRun:
     def _schedule_note(self) -> tuple[str, ...]:
         stretch = self.spec.stretch
         return () if stretch == 1.0 else (f"its plan was trained for {stretch:g} times the schedule of a trial",)
-
-    def _accuracy_of(self, model: nn.Module) -> float:
-        task = self._bench.task
-        batches = on_device(task.val_batches(), self._bench.device)
-        return evaluate(module_predictor(model), batches, task.task.metric).value
 
     def _record(self, status: Status, **figures: Any) -> TrialResult:
         return TrialResult(
@@ -377,6 +365,38 @@ class TrialRun:
         self._started_from = started_from
         self._step, self._seconds_before, self._rungs, self._shapes = step, seconds, rungs, shapes
         return True
+
+
+def training_of(bench: Bench, spec: TrialSpec) -> tuple[PruneRun, Start | None]:
+    """The trial's training from its first step, and whose weights it begins with; None: the dense network's.
+
+    The same in every process that trains it.
+    """
+    weights, begun = first_weights(bench.dense, spec.start)
+    job = spec.scheduled(bench.job, 0.0 if begun is None else begun.stretch)
+    task = bench.task
+
+    def accuracy(model: nn.Module) -> float:
+        batches = on_device(task.val_batches(), bench.device)
+        return evaluate(module_predictor(model), batches, task.task.metric).value
+
+    run = PruneRun(
+        weights.to(bench.device),
+        spec.plan,
+        train_batches=task.train_batches,
+        groups=bench.profile.groups,
+        example_input=task.example_input.to(bench.device),
+        loss=task.task.loss,
+        evaluate=accuracy,
+        admm=AdmmSettings(**job.admm.model_dump()),
+        finetune=FinetuneSettings(**job.finetune.model_dump()),
+        align=job.align,
+        seed=spec.seed,
+        compute=Compute(**job.compute.model_dump()),
+        steps_per_epoch=math.ceil(task.train_size / task.task.batch_size),
+        teacher=copy.deepcopy(bench.dense).to(bench.device) if begun is not None else None,
+    )
+    return run, begun
 
 
 def evaluate_plan(

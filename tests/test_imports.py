@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
 RAY = {
+    "search.crew",
     "search.driver",
     "search.node_data",
     "search.rig_actor",
