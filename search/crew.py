@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class Helper:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._bench = open_bench(self._store, job, measure=_nothing_to_measure, device=device, task=task)
         self._run: PruneRun | None = None
+
+    def ready(self) -> None:
+        """Answers once this process is open."""
 
     def join(self, host: str, port: int, rank: int, size: int) -> None:
         """Enter the group that the first process has opened."""
@@ -104,7 +108,8 @@ class RayCrew:
         """See `Crew`."""
         theirs = [helper.step.remote() for helper in self._helpers]
         try:
-            report = own()
+            with _watching(theirs):
+                report = own()
             ray.get(theirs)
         except BaseException as error:
             _leave()  # whoever waits for this process in a step need not
@@ -142,12 +147,12 @@ class RayCrew:
         ]
         host = ray.util.get_node_ip_address()
         store = dist.TCPStore(host, 0, self._size, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        ray.get([helper.ready.remote() for helper in self._helpers])  # opening the task takes the longest
         joining = [
             helper.join.remote(host, store.port, rank, self._size) for rank, helper in enumerate(self._helpers, 1)
         ]
-        ready, _ = ray.wait(joining, num_returns=1, timeout=0)
-        ray.get(ready)  # one that is lost before we wait for it is said now
-        _join(store, 0, self._size)
+        with _watching(joining):
+            _join(store, 0, self._size)
         ray.get(joining)
         self._team = Team()
         return self._team
@@ -165,6 +170,35 @@ class RayCrew:
             except ray.exceptions.RayError as error:
                 return one_line(error), None
         return None, said
+
+
+@contextlib.contextmanager
+def _watching(theirs: list[Any]) -> Iterator[None]:
+    """End this process when one of the others dies and the block, which waits for it, does not notice.
+
+    Sockets tell of a dead peer mostly; NCCL, and a group that is still forming, wait for it to the end.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        waiting = list(theirs)
+        while waiting and not over.is_set():
+            ended, waiting = ray.wait(waiting, timeout=1.0)
+            for answer in ended:
+                try:
+                    ray.get(answer)
+                except ray.exceptions.RayTaskError:
+                    continue  # it lives, and has left the group
+                except ray.exceptions.RayError:
+                    if not over.wait(2 * LAST_WORDS_S):
+                        os._exit(1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _leave() -> None:

@@ -88,11 +88,14 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 def test_a_trial_goes_on_when_one_of_its_processes_is_killed(tmp_path: Path) -> None:
     resources = {"max_concurrent": 1, "processes_per_trial": 2}
     job = job_file(tmp_path, sections={"search": {"trials": 2}, "resources": resources})
-    (tmp_path / HOLD).touch()
     with search(job, "--storage", tmp_path, "--name", "run", cwd=tmp_path) as driver:
-        # both wait within a step, with a checkpoint of the one before
-        driver.wait_until(lambda: bool(list(tmp_path.glob("run/trials/.partial/*/checkpoint.safetensors"))))
-        driver.wait_until(lambda: bool(driver.session("Helper")))
+        # the dense network is trained, Ray is about to start
+        driver.wait_until((tmp_path / "run" / "baseline" / "baseline.json").exists)
+        (tmp_path / HOLD).touch()
+        log = tmp_path / "epochs.log"
+        dense = log.read_text()
+        # both wait within the third step, with a checkpoint of the one before
+        driver.wait_until(lambda: '"epoch": 1' in log.read_text().replace(dense, ""))
         (helper,) = driver.session("Helper")
         os.kill(helper, signal.SIGKILL)
         (tmp_path / HOLD).unlink()
