@@ -41,9 +41,7 @@ class Finetune:
         teacher: Callable[[Tensor], Tensor] | None = None,
         compute: Compute = PLAIN,
         steps_per_epoch: int | None = None,
-        team: Team | None = None,
     ) -> None:
-        self._team = team
         self._model = model
         self._settings = settings
         self._loss = loss
@@ -66,8 +64,11 @@ class Finetune:
         """Whether all epochs have been run."""
         return self.epoch >= self._settings.epochs
 
-    def step(self, batches: Iterable[Batch]) -> EpochStats:
-        """One epoch. The rate follows its schedule step by step; in a first epoch of unknown length it stands still."""
+    def step(self, batches: Iterable[Batch], team: Team | None = None) -> EpochStats:
+        """One epoch, shared with a `team`.
+
+        The rate follows its schedule step by step; in a first epoch of unknown length it stands still.
+        """
         settings = self._settings
         stats = train_epoch(
             self._model,
@@ -81,7 +82,7 @@ class Finetune:
             distillation=(settings.distillation_weight, settings.temperature),
             max_grad_norm=settings.max_grad_norm,
             compute=self._compute,
-            team=self._team,
+            team=team,
         )
         self.epoch += 1
         self._steps_per_epoch = stats.steps

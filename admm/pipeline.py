@@ -83,8 +83,9 @@ class PruneRun:
         self.plan = plan
         self.groups = groups
         self._loss = loss
-        self._team = team
-        self._evaluate = evaluate if evaluate is None or team is None else _of_the_first(evaluate, team)
+        self.team = team
+        """Who trains with this process; may be set between two steps, in all processes alike."""
+        self._evaluate = evaluate
         self._train_batches = train_batches
         self._first_epoch = first_epoch
         self._admm_settings = admm or AdmmSettings()
@@ -186,13 +187,13 @@ class PruneRun:
                 after_step=self._after_step,
                 max_grad_norm=settings.max_grad_norm,
                 compute=self._compute,
-                team=self._team,
+                team=self.team,
             )
             losses.append(stats.loss)
             self._count(stats.samples)
         record = self._admm.end_iteration(sum(losses) / len(losses))
-        if self._team is not None:
-            self._team.require_same(self._admm.state()[0], f"after ADMM iteration {record.iteration}")
+        if self.team is not None:
+            self.team.require_same(self._admm.state()[0], f"after ADMM iteration {record.iteration}")
         self.trace.records.append(record)
         self._steps_done += 1
         index = self._admm.iteration
@@ -225,18 +226,18 @@ class PruneRun:
         assert self._finetune is not None
         epoch = self._finetune.epoch
         seed_epoch(self._seed, self._first_epoch + epoch, "finetune")
-        stats = self._finetune.step(self._batches(self._admm_settings.epochs + epoch))
+        stats = self._finetune.step(self._batches(self._admm_settings.epochs + epoch), self.team)
         self._count(stats.samples)
         self._steps_done += 1
         accuracy = None
         if self._finetune.done:
             require_finite(self.model, "after retraining")
-            if self._team is not None:
-                self._team.require_same(dict(self.model.named_parameters()), "after retraining")
+            if self.team is not None:
+                self.team.require_same(dict(self.model.named_parameters()), "after retraining")
             if self._finetune_settings.ema > 0.0:
                 self._recalibrate(self.model)  # the statistics are of the weights that were averaged, not of the mean
             if self._evaluate is not None:
-                accuracy = self.trace.accuracy_after_finetune = self._evaluate(self.model)
+                accuracy = self.trace.accuracy_after_finetune = self._ask(self.model)
             self._finish()
         return StepReport(phase="finetune", index=epoch + 1, loss=stats.loss, epochs=self.epochs, accuracy=accuracy)
 
@@ -248,7 +249,14 @@ class PruneRun:
         projector = self._admm.projector
         pruned = as_if_pruned(self.model, self.groups, masks, projector.plan, projector.align)
         self._recalibrate(pruned)
-        return self._evaluate(pruned)
+        return self._ask(pruned)
+
+    def _ask(self, model: nn.Module) -> float | None:
+        """The model's accuracy, asked in one process and known to all; None where nobody can tell."""
+        evaluate = self._evaluate
+        if evaluate is None:
+            return None
+        return evaluate(model) if self.team is None else self.team.first(lambda: evaluate(model))
 
     def _recalibrate(self, model: nn.Module) -> None:
         epoch = max(self._admm_settings.epochs - 1, 0)
@@ -273,7 +281,7 @@ class PruneRun:
         if self._evaluate is not None:
             before = copy.deepcopy(self.model)
             self._recalibrate(before)  # as after the prune: else the figures tell of statistics that lag behind
-            self.trace.accuracy_before_prune = self._evaluate(before)
+            self.trace.accuracy_before_prune = self._ask(before)
         shrunk = shrink(
             self.model,
             self.groups,
@@ -291,7 +299,7 @@ class PruneRun:
         require_agreement(self.model, small, inputs.to(next(self.model.parameters()).device))
         self._recalibrate(small)
         if self._evaluate is not None:
-            self.trace.accuracy_after_prune = self._evaluate(small)
+            self.trace.accuracy_after_prune = self._ask(small)
         self._enter_finetune(small, shrunk.zeros)
         return self.trace.accuracy_after_prune
 
@@ -307,7 +315,6 @@ class PruneRun:
             teacher=teacher,
             compute=self._compute,
             steps_per_epoch=self._steps_per_epoch,
-            team=self._team,
         )
         self.phase = "finetune"
         if self._finetune.done:
@@ -377,11 +384,6 @@ class PruneRun:
             self._finetune.load_state(parts["finetune"], values["finetune"])
         else:
             self._finish()
-
-
-def _of_the_first(evaluate: Evaluate, team: Team) -> Evaluate:
-    """Asked in one process, known to all."""
-    return lambda model: team.first(lambda: evaluate(model))
 
 
 def prune(

@@ -59,13 +59,11 @@ class Team:
             return known
         shared = _sharing(model)
         device = next(model.parameters()).device
-        if device.type == "cuda":
-            shared = nn.SyncBatchNorm.convert_sync_batchnorm(shared)
-        else:  # torch's own knows CUDA alone
-            shared = _synchronised(shared)
+        # torch's own knows CUDA alone
+        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _synchronised
         # buffers are equal already: statistics of whole batches
         replica = DistributedDataParallel(
-            shared,
+            synchronised(shared),
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,
             find_unused_parameters=True,
@@ -98,8 +96,8 @@ class Team:
         for name, same in zip(tensors, (highest == lowest).tolist(), strict=True):
             if not same:
                 raise PruneError(
-                    f"the processes of this run hold different values of {name} {when}: do all get the same batches, and "
-                    "are their devices of one kind?"
+                    f"the processes of this run hold different values of {name} {when}: do all get the same batches, "
+                    "and are their devices of one kind?"
                 )
 
 

@@ -1,10 +1,10 @@
 """What a long search costs its driver: 2,000 simulated trials on 256 simulated workers, nothing trained.
 
-The searcher, the sampler and its study, the rung board, the store and the progress lines are the real ones; the network
-is the analytic one of `tests/search/simulator.py` and workers only wait (`simulated_cluster.py`). Counted is the CPU time
-of the driver's part, from the first trial to the last of the final front. Per-trial CPU of each quarter tells whether
-anything grows with the trials before it: a step that looks at all of them costs twice as much in a search twice as long.
-Ray Tune's own share of the driver is left out here; `throughput.py` tells it.
+The searcher, the sampler and its study, the rung board, the store and the progress lines are the real ones; the
+network is the analytic one of `tests/search/simulator.py` and workers only wait (`simulated_cluster.py`). Counted is
+the CPU time of the driver's part, from the first trial to the last of the final front. A trial's CPU in each quarter of
+the search tells whether anything grows with the trials before it. Ray Tune's own share of the driver is left out here;
+`throughput.py` tells it.
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def main() -> None:
     holds = row["driver_cpu_s_a_trial"] <= BAR and row["growth"] <= GROWTH and row["mib_a_thousand_trials"] <= MEMORY
     claim = Claim(
         claim=f"the driver of {trials:,} trials on {workers} workers spends at most {BAR} s of CPU on each, at most "
-        f"{GROWTH:g} times as much on one of the last quarter as on one of the first, and at most {MEMORY:g} MiB on a thousand",
+        f"{GROWTH:g} times as much on one of the last quarter as on one of the first, and at most {MEMORY:g} MiB on a "
+        "thousand",
         figure=row["driver_cpu_s_a_trial"],
         unit="s of the driver's CPU a trial, Ray Tune's own left out",
         bar=BAR,

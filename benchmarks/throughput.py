@@ -4,9 +4,9 @@ The same plans of the digits, given as points, are run by a search with one work
 one thread, and once more by `evaluate_plan` alone in this process. Counted from the start of the first trial to the end
 of the last, so with warm workers; the overhead is a trial's share of that less what the bare worker takes for it.
 
-Whether a figure counts is decided by the machine: before and after, the same training steps are timed in one process and
-in two at once. Where these do not get their cores whole, or the two controls differ, somebody else was at work: `counted`
-is false and the claim does not hold, whatever the figures are. CPU seconds are told beside all wall times.
+Whether a figure counts is decided by the machine: before and after, the same training steps are timed in one process
+and in two at once. Where these do not get their cores whole, or the two controls differ, somebody else was at work:
+`counted` is false and the claim does not hold, whatever the figures are. CPU seconds are told beside all wall times.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from search.keep import folder_bytes  # noqa: E402
 from search.profile import Profile  # noqa: E402
 from search.result import Baseline, TrialResult  # noqa: E402
 from search.store import RunStore  # noqa: E402
+from search.tasks.base import PreparedTask  # noqa: E402
 from search.trial import TrialSpec  # noqa: E402
 from search.view import View  # noqa: E402
 from search.worker import TrialRun  # noqa: E402
@@ -121,12 +122,19 @@ def points_of(profile: Profile, count: int) -> list[dict[str, int]]:
     return points
 
 
-def searched(store: RunStore, job: Job, baseline: Baseline, profile: Profile, points: list[dict[str, int]]) -> Watched:
+def searched(
+    store: RunStore,
+    job: Job,
+    baseline: Baseline,
+    profile: Profile,
+    points: list[dict[str, int]],
+    task: PreparedTask,
+) -> Watched:
     """The trials by Ray Tune, with as many workers as the job says."""
     from search.driver import run_search
 
     view = Watched()
-    outcome = run_search(store, job, baseline, profile, view=view, last_words=lambda: None, points=points)
+    outcome = run_search(store, job, baseline, profile, view=view, last_words=lambda: None, points=points, task=task)
     broken = [r for r in outcome.results.values() if r.status != "complete"]
     if broken or len(outcome.results) != len(points):
         raise SystemExit(f"{len(broken)} of {len(outcome.results)} trials broke: {[r.reason for r in broken][:1]}")
@@ -242,7 +250,7 @@ def measure(trials: int, width: int, epochs: int, steps: int) -> dict[str, Any]:
             resources = prepared.job.resources.model_copy(update={"max_concurrent": workers})
             job = prepared.job.model_copy(update={"resources": resources})
             run = RunStore.open(root / name)
-            found[name] = figures(searched(run, job, baseline, profile, points))
+            found[name] = figures(searched(run, job, baseline, profile, points, prepared.task))
             found[name]["record_bytes_a_trial"] = folder_bytes(run.trials_dir) / trials
         after = control(steps)
     return {"before": before, "after": after, "trouble": trouble(before, after), **found}

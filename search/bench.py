@@ -48,7 +48,7 @@ from search.tasks.base import PreparedTask, check_task, prepare
 from search.tasks.data import Arrays
 from search.tasks.dense import DenseEpoch, build_model, train_dense
 from search.tasks.fingerprint import fingerprint, same_data
-from search.trial import Bench, MeasureOn
+from search.trial import Bench, Crew, MeasureOn
 from search.weights import prunable_weights
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -378,10 +378,11 @@ def open_bench(
     device: torch.device | None = None,
     modules: Modules | None = None,
     task: PreparedTask | None = None,
+    crew: Crew | None = None,
 ) -> Bench:
     """The bench of a prepared run, as a worker opens it: everything is read, nothing is trained or written.
 
-    `task` is the job's, where it was prepared before.
+    `task` is the job's, where it was prepared before; `crew` trains with this process.
     """
     job = job or load_job(store.job_path)
     task, model = prepare_task(job, task)
@@ -397,4 +398,5 @@ def open_bench(
         measure=measure or local_measure(job, dense_forms(store, job), modules),
         modules=modules,
         device=device or torch.device("cpu"),
+        crew=crew,
     )

@@ -251,12 +251,13 @@ def _fit(
     *,
     data: Any | None,
 ) -> None:
-    resources = {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}
+    # a bundle for each process of a trial: near each other where one machine has the room
+    resources = tune.PlacementGroupFactory([job.resources.of_a_process()] * job.resources.processes, strategy="PACK")
     shared = {
         "rigs": dict(rigs),
         "packages": facts(),
         "version": search.__version__,
-        "cpus": job.resources.cpus_per_trial,
+        "cpus": job.resources.of_a_process()["CPU"],
         "gpus": job.resources.gpus_per_trial,
         "cwd": os.getcwd(),
     }

@@ -185,7 +185,19 @@ class Resources(Section):
 
     cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    processes_per_trial: Annotated[int | None, Field(ge=1, le=1024)] = None
+    """Processes that train one trial together, each with its part of every batch; None: one for each whole GPU of it,
+    or one."""
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
+
+    @property
+    def processes(self) -> int:
+        """Processes that train one trial."""
+        return self.processes_per_trial or max(1, int(self.gpus_per_trial))
+
+    def of_a_process(self) -> dict[str, float]:
+        """What Ray reserves for each process of a trial."""
+        return {"CPU": self.cpus_per_trial / self.processes, "GPU": self.gpus_per_trial / self.processes}
 
     @model_validator(mode="after")
     def _whole_beyond_one(self) -> Resources:
@@ -194,4 +206,20 @@ class Resources(Section):
             value = getattr(self, name)
             if value > 1.0 and value != int(value):
                 raise ValueError(f"{name} must be a whole number above 1, got {value:g}: try {int(value)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_the_processes(self) -> Resources:
+        count = self.processes
+        if count > 1 and self.gpus_per_trial not in (0.0, float(count)):
+            raise ValueError(
+                f"processes_per_trial {count} with gpus_per_trial {self.gpus_per_trial:g}: each process has a GPU of "
+                f"its own, or none: take gpus_per_trial {count}"
+            )
+        share = self.cpus_per_trial / count
+        if count > 1 and share > 1.0 and share != int(share):
+            raise ValueError(
+                f"cpus_per_trial must be a multiple of its {count} processes, got {self.cpus_per_trial:g}: try "
+                f"{int(share) * count}"
+            )
         return self

@@ -17,6 +17,7 @@ import search
 from admm.plan import PruningPlan
 from evaluators.errors import one_line
 from search.bench import dense_forms, open_bench
+from search.crew import RayCrew
 from search.job_file import load_job
 from search.module_rigs import of_modules
 from search.node_data import get_task
@@ -61,8 +62,20 @@ class PruneTrainable(tune.Trainable):
             measure = remote_measure(config["rigs"], dense_forms(self._store, job))
             modules = remote_modules(config["rigs"]) if of_modules(job) else None
             task = None if data is None else get_task(data, job)
+            resources = job.resources
+            crew = (
+                RayCrew(
+                    self._store.root.resolve(),
+                    config["cwd"],
+                    processes=resources.processes,
+                    of_a_process=resources.of_a_process(),
+                    data=(data,),
+                )
+                if resources.processes > 1
+                else None
+            )
             PruneTrainable._bench = open_bench(
-                self._store, job, measure=measure, device=device, modules=modules, task=task
+                self._store, job, measure=measure, device=device, modules=modules, task=task, crew=crew
             )
             PruneTrainable._bench_of = identity
         bench = PruneTrainable._bench

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 from admm.outcome import StepReport
 from admm.plan import PruningPlan
 from admm.target import Target
+from admm.team import Team
 from admm.trace import TraceRecord
 from evaluators import Measurement
 from evaluators.lowering import LayerTimes
@@ -35,6 +36,16 @@ class MeasureOn(Protocol):
         ...
 
 
+class Crew(Protocol):
+    """Other processes that train the same trial as this one, each with its part of every batch."""
+
+    def begin(self, spec: TrialSpec, resumed: bool) -> Team:
+        """Let the others open the trial, from its checkpoint if this process did; the team to train in."""
+
+    def step(self, own: Callable[[], StepReport]) -> StepReport:
+        """One step in all processes, `own` in this one. Raises `AttemptLost` when one of the others is gone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """What every trial of a run shares: the job, the task, the dense network and its figures, and how to measure."""
@@ -48,6 +59,8 @@ class Bench:
     device: torch.device
     modules: Modules | None = None
     """Who answers for the rigs that measure modules; None where the job has none."""
+    crew: Crew | None = None
+    """Who trains with this process; None where it trains alone."""
     times: LayerTimes = field(default_factory=LayerTimes)
     """What layers were measured to gain by lowering: trials of one process share it."""
 

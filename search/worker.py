@@ -6,8 +6,6 @@ code; `evaluate_plan` is the loop over it. A trial that breaks ends as a result 
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import time
 import uuid
@@ -17,19 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from admm.checkpoint import read_state, save_state
 from admm.compact import save_pruned
-from admm.compute import Compute
 from admm.errors import PruneError
-from admm.outcome import PruneResult
+from admm.outcome import PruneResult, StepReport
 from admm.pipeline import PruneRun
 from admm.plan import PruningPlan
-from admm.settings import AdmmSettings, FinetuneSettings
 from admm.target import Target
-from admm.training import on_device
-from evaluators import count_macs, count_params, evaluate, module_predictor
+from evaluators import count_macs, count_params
 from evaluators.errors import EvaluationError, one_line
 from search.artefact import Artefact
 from search.budget import Budget
@@ -39,8 +32,9 @@ from search.plan_shapes import Shapes, look_at_shapes
 from search.result import Status, TrialResult
 from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
+from search.training import training_of
 from search.trial import Bench, Progress, TrialSpec, epochs_of
-from search.twin import TRACE_NAME, epochs_seen, first_weights, trained_in, twin_of
+from search.twin import TRACE_NAME, epochs_seen, trained_in, twin_of
 from search.weights import prunable_weights
 
 
@@ -61,6 +55,7 @@ class TrialRun:
         self._shapes: Shapes | None = None
         self._run: PruneRun | None = None
         self._step = 0
+        self._resumed = False
         self.result: TrialResult | None = None
         self.pruned: PruneResult | None = None
         self._weights_of: int | None = None
@@ -126,6 +121,7 @@ class TrialRun:
         if self._run is None:
             self._prepare()
             if self._store is not None and self.load(self._store.checkpoint_path(self.spec.number)):
+                self._resumed = True
                 return self._progress("resumed")
             self._step = 1
             over = self._over_budget()
@@ -149,30 +145,11 @@ class TrialRun:
             self._seen = epochs_seen(self._store.trial_dir(twin.number))
 
     def _prepare(self) -> None:
-        bench = self._bench
-        weights, begun = first_weights(bench.dense, self.spec.start)
+        self._run, begun = training_of(self._bench, self.spec)
         self._started_from = None if begun is None else begun.number
         self._trained_before = 0.0 if begun is None else begun.stretch
-        job = self.spec.scheduled(bench.job, self._trained_before)
-        first_epoch = 0 if begun is None else epochs_seen(begun.folder)
-        self._seen = first_epoch + epochs_of(job)
-        self._run = PruneRun(
-            weights.to(bench.device),
-            self.spec.plan,
-            train_batches=bench.task.train_batches,
-            groups=bench.profile.groups,
-            example_input=bench.task.example_input.to(bench.device),
-            loss=bench.task.task.loss,
-            evaluate=self._accuracy_of,
-            admm=AdmmSettings(**job.admm.model_dump()),
-            finetune=FinetuneSettings(**job.finetune.model_dump()),
-            align=job.align,
-            seed=self.spec.seed,
-            compute=Compute(**job.compute.model_dump()),
-            steps_per_epoch=math.ceil(bench.task.train_size / bench.task.task.batch_size),
-            teacher=copy.deepcopy(bench.dense).to(bench.device) if self._started_from is not None else None,
-            first_epoch=first_epoch,
-        )
+        job = self.spec.scheduled(self._bench.job, self._trained_before)
+        self._seen = (0 if begun is None else epochs_seen(begun.folder)) + epochs_of(job)
 
     def _over_budget(self) -> TrialResult | None:
         """Measure the plan's shapes before any training; a result when they miss the budget.
@@ -201,7 +178,7 @@ class TrialRun:
 
     def _train(self) -> Progress:
         assert self._run is not None
-        report = self._run.step()
+        report = self._step_of_all(self._run)
         progress = replace(self._progress(report.phase), report=report)
         if report.phase != "admm":
             return progress
@@ -210,6 +187,15 @@ class TrialRun:
             return progress
         self._rungs.append((report.index, report.accuracy))
         return replace(progress, rung=report.index, accuracy=report.accuracy)
+
+    def _step_of_all(self, run: PruneRun) -> StepReport:
+        """The next step of training, in all processes that share it."""
+        crew = self._bench.crew
+        if crew is None:
+            return run.step()
+        if run.team is None:
+            run.team = crew.begin(self.spec, self._resumed)
+        return crew.step(run.step)
 
     def _finish(self) -> TrialResult:
         """The forms that the rigs measure (exported, lowered, checked, scored), their latencies, then the record."""
@@ -279,11 +265,6 @@ class TrialRun:
     def _schedule_note(self) -> tuple[str, ...]:
         stretch = self.spec.stretch
         return () if stretch == 1.0 else (f"its plan was trained for {stretch:g} times the schedule of a trial",)
-
-    def _accuracy_of(self, model: nn.Module) -> float:
-        task = self._bench.task
-        batches = on_device(task.val_batches(), self._bench.device)
-        return evaluate(module_predictor(model), batches, task.task.metric).value
 
     def _record(self, status: Status, **figures: Any) -> TrialResult:
         return TrialResult(

@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
 RAY = {
-    *("search.capacity", "search.driver", "search.far_rigs", "search.nodes", "search.ray_session", "search.rig_actor"),
+    *(
+        "search.capacity",
+        "search.crew",
+        "search.driver",
+        "search.far_rigs",
+        "search.nodes",
+        "search.ray_session",
+        "search.rig_actor",
+    ),
     *("search.node_data", "search.rig_keeper", "search.rungs", "search.searcher", "search.trainable"),
 }
 OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
