@@ -1,9 +1,10 @@
 """A data set on one machine: resident once, however many workers train on it.
 
-Workers of a Ray cluster open a set of float32 images (2 GiB; `--quick` 128 MiB) as a search's workers do, from the object
-store, and read every training and validation sample. `figure` is the memory that all of them together take beyond a
-worker without data, in sizes of the set, by PSS of /proc/self/smaps_rollup: a page that four processes share counts a
-quarter in each. Beside it the same for workers that load the set themselves, on a smaller set, as any run did before.
+Workers of a Ray cluster open a set of float32 images (2 GiB; `--quick` 128 MiB) as a search's workers do, from the
+object store, and read every training and validation sample. `figure` is the memory that all together take beyond
+a worker without data, in sizes of the set, by PSS of /proc/self/smaps_rollup: a page that four processes share counts a
+quarter in each. Ray's own store maps these pages as well, and its share is not counted. Beside it the same for workers
+that load the set themselves, on a smaller set, as any run did before.
 """
 
 from __future__ import annotations

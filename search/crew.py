@@ -19,6 +19,7 @@ import ray
 import torch
 import torch.distributed as dist
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from admm.checkpoint import read_state
 from admm.outcome import StepReport
@@ -60,7 +61,7 @@ class Helper:
 
     def join(self, host: str, port: int, rank: int, size: int) -> None:
         """Enter the group that the first process has opened."""
-        _join(dist.TCPStore(host, port, size, is_master=False, timeout=PATIENCE), rank, size)
+        _join(TCPStore(host, port, size, is_master=False, timeout=PATIENCE), rank, size)
         self._team = Team()
 
     def begin(self, spec: TrialSpec, resumed: bool) -> None:
@@ -133,7 +134,7 @@ class RayCrew:
     def _joined(self) -> Team:
         if self._team is not None:
             return self._team
-        group = ray.util.get_current_placement_group()
+        group: Any = ray.util.get_current_placement_group()  # Tune starts every trial in one
         actor: Any = Helper  # the decorator made it an actor class, which its annotations do not say
         need = {"num_cpus": self._of_a_process["CPU"], "num_gpus": self._of_a_process["GPU"]}
         self._helpers = [
@@ -146,7 +147,7 @@ class RayCrew:
             for rank in range(1, self._size)
         ]
         host = ray.util.get_node_ip_address()
-        store = dist.TCPStore(host, 0, self._size, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        store = TCPStore(host, 0, self._size, is_master=True, wait_for_workers=False, timeout=PATIENCE)
         ray.get([helper.ready.remote() for helper in self._helpers])  # opening the task takes the longest
         joining = [
             helper.join.remote(host, store.port, rank, self._size) for rank, helper in enumerate(self._helpers, 1)
@@ -207,7 +208,7 @@ def _leave() -> None:
             dist.destroy_process_group()
 
 
-def _join(store: dist.Store, rank: int, size: int) -> None:
+def _join(store: Any, rank: int, size: int) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
 

@@ -41,16 +41,12 @@ class Packed:
 
 def pack(task: PreparedTask) -> Packed | str:
     """The task, its arrays left where they are; or in a few words why each worker must load it for itself."""
-    sources = (task.train_source, task.val_source, *([] if task.test_source is None else [task.test_source]))
-    if not all(isinstance(source, ArraysTrain | ArraysEval) for source in sources):
+    train, val, test = task.train_source, task.val_source, task.test_source
+    if not (isinstance(train, ArraysTrain) and isinstance(val, ArraysEval) and isinstance(test, ArraysEval | None)):
         return "its data are not all Arrays"
-    parts = {
-        "train": task.train_source.arrays if isinstance(task.train_source, ArraysTrain) else None,
-        "val": task.val_source.arrays if isinstance(task.val_source, ArraysEval) else None,
-        "test": task.test_source.arrays if isinstance(task.test_source, ArraysEval) else None,
-    }
     # not the training data from before a validation part was held out: all of it once more
-    whole = replace(task, task=replace(task.task, **parts))
+    own = replace(task.task, train=train.arrays, val=val.arrays, test=None if test is None else test.arrays)
+    whole = replace(task, task=own)
     buffers: list[Any] = []
     try:
         content = cloudpickle.dumps(whole, protocol=5, buffer_callback=buffers.append)
