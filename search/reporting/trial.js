@@ -113,12 +113,15 @@ function widths(layer, kept, plan) {
   const box = element("div", { class: "kept" });
   const rows = [["filters", kept[0], layer.filters, ""], ["inputs", kept[1] * layer.groups, layer.channels * layer.groups, "second"]];
   if (layer.groups > 1) rows.pop();
-  const columns = kept[1] * layer.kernel, room = kept[0] * columns;
+  let columns = kept[1] * layer.kernel;
   if (plan && known(plan.shape)) {
     const all = layer.channels * layer.kernel;
-    rows.push(["columns", Math.min(columns, Math.round((1 - plan.shape) * all)), all, "third"]);
-  } else if (room > 0 && kept[2] < room) {
-    rows.push(["weights", kept[2], layer.filters * layer.channels * layer.kernel, "third"]);
+    columns = Math.min(columns, Math.round((1 - plan.shape) * all));
+    rows.push(["columns", columns, all, "third"]);
+  }
+  // single weights that are zero inside what is left
+  if (kept[2] < kept[0] * columns) {
+    rows.push(["weights", kept[2], layer.filters * layer.channels * layer.kernel, "fourth"]);
   }
   for (const [name, now, was, kind] of rows) {
     box.append(element("span", {}, name), bar(now / was, kind), element("span", {}, now > 9999 ? `${count(now)} of ${count(was)}` : `${now}/${was}`));
