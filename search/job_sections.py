@@ -173,8 +173,8 @@ class SearchSettings(Section):
     """How many plans to try, and who proposes them."""
 
     trials: Annotated[int, Field(ge=1)] = 32
-    """Trials in all. Not counted: plans over the budget by their shapes, plans that were trained for the other precision
-    already, and the long schedule of the final front."""
+    """Trials in all. Not counted: plans over the budget by their shapes, plans trained already for the other precision,
+    and the long schedule of the final front."""
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     """Which of Optuna's samplers proposes plans: TPE, NSGA-II or random."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
