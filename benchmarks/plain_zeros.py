@@ -43,8 +43,8 @@ def zeroed(model: nn.Module, structure: str) -> nn.Module:
     assert masks is not None
     with torch.no_grad():
         for name, parameter in copied.named_parameters():
-            if name in masks:
-                parameter.mul_(masks[name])
+            if name in masks.parameters:
+                parameter.mul_(masks.parameters[name])
     return copied
 
 
@@ -76,7 +76,7 @@ def build_claim(rows: dict[str, dict[str, Any]], *, quick: bool, rig: OrtCpuRig)
     """The claim of these rows."""
     most = max(row["speedup"] for network in rows.values() for row in network.values())
     return Claim(
-        claim="zeros in dense kernels gain no time on onnxruntime-cpu: single weights, 2:4, columns that are not rewritten",
+        claim="zeros in dense kernels gain no time on onnxruntime-cpu: single weights, 2:4, columns not rewritten",
         figure=most,
         unit="x the dense network (thread CPU time), the largest of the rows",
         bar=BAR,
