@@ -100,7 +100,7 @@ class Figure:
     """A figure of a page beside its source: `<!-- 3.88x = int8.json details/resnet18/int8/speedup -->`.
 
     The source is a file of benchmarks/results and a path in its newest entry that has the path, `*` for all and
-    `name=value` for the element of a list; before it may stand mean, median, min or max. Or it is `module:NAME.field`,
+    `name=value,...` for the elements of a list; before it may stand mean, median, min or max. Or it is `module:NAME.field`,
     for a number of the program itself.
     """
 
@@ -158,8 +158,8 @@ def _reach(value: Any, path: list[str]) -> Iterator[Any]:
     elif isinstance(value, dict):
         found = [value[key]] if key in value else []
     elif isinstance(value, list) and "=" in key:
-        name, _, wanted = key.partition("=")
-        found = [item for item in value if str(item.get(name)) == wanted]
+        wanted = dict(condition.split("=", 1) for condition in key.split(","))
+        found = [item for item in value if all(str(item.get(name)) == given for name, given in wanted.items())]
     elif isinstance(value, list) and key.isdigit():
         found = value[int(key) : int(key) + 1]
     for item in found:
