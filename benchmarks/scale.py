@@ -204,7 +204,7 @@ def main() -> None:
         trials, workers = 24, 4
     if options.record and (trials, workers, options.profile) != (2000, 256, False):
         parser.error("--record keeps figures of the full benchmark only")
-    profile = cProfile.Profile(time.process_time) if options.profile else None
+    profile = cProfile.Profile() if options.profile else None
     with tempfile.TemporaryDirectory() as folder:
         study = f"journal:{folder}/run/study.log" if options.journal else "sqlite"
         row = rounded(measure(Path(folder) / "run", trials, workers, study, profile))
