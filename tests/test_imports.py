@@ -23,7 +23,7 @@ RAY = {
     "search.searcher",
     "search.trainable",
 }
-OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
+OPTUNA = {"search.bounded", "search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"
 
 
