@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.throughput import trouble, tree_cpu_s
+from benchmarks.throughput import tree_cpu_s, trouble
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "throughput.py"
 IDLE = {"one_steps_s": 100.0, "one_share": 0.99, "two_steps_s": 195.0, "two_share": 0.98}
