@@ -20,7 +20,8 @@ def with_metadata(content: bytes, values: Mapping[str, str]) -> bytes:
     """
     more = onnx.ModelProto()
     onnx.helper.set_model_props(more, {f"{PREFIX}{key}": value for key, value in values.items()})
-    return content + more.SerializeToString(deterministic=True)
+    added: bytes = more.SerializeToString(deterministic=True)
+    return content + added
 
 
 def metadata_of(card: Mapping[str, Any]) -> dict[str, str]:
