@@ -32,6 +32,7 @@ from search.payload import Payload, module_forms
 from search.profile import Profile
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore, StoreError
+from search.tasks.dense import build_model
 from search.trial import Bench
 
 
@@ -190,7 +191,7 @@ def _module(bench: Bench, folder: Path, result: TrialResult, spec: RigSpec) -> t
         bench.job.model_copy(update={"rigs": (spec,)}),
         bench.task,
         _network(bench, folder),
-        read_kept(bench.task.task.model(), folder),
+        read_kept(build_model(bench.task), folder),
         folder / MODEL_NAME,  # not written: no rig here takes a file
         bench.modules,
         lower=bench.job.lower,
@@ -201,4 +202,4 @@ def _module(bench: Bench, folder: Path, result: TrialResult, spec: RigSpec) -> t
 
 
 def _network(bench: Bench, folder: Path) -> nn.Module:
-    return load_pruned(bench.task.task.model(), folder)
+    return load_pruned(build_model(bench.task), folder)

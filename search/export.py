@@ -20,12 +20,13 @@ from search.budget import Budget
 from search.errors import BudgetUnreachable, UserError
 from search.final_scores import read_scores
 from search.front import front_results
+from search.handover import metadata_of, readme_text, with_metadata
 from search.payload import module_forms
 from search.result import Baseline, Status, TrialResult
 from search.store import MODEL_NAME, RunStore
 
 FILES = ("model.onnx", "plan.json", "weights.safetensors", "trace.jsonl")
-CARD = "card.json"
+CARD, README = "card.json", "README.md"
 SCHEMA = 1
 #: Measurements in a row that must keep a budget. A network at its very edge keeps it in one and misses it in the next.
 SURE = 3
@@ -208,9 +209,15 @@ def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path
             for name in FILES:
                 if (source / name).exists():
                     shutil.copyfile(source / name, staged / name)
-            if int8 is not None:
-                write_atomic(staged / MODEL_NAME, int8.content)
-            write_atomic(staged / CARD, json_text(_card(store, trial, measured, int8)))
+            card = _card(store, trial, measured, int8)
+            model = staged / MODEL_NAME
+            content = model.read_bytes() if model.exists() else None
+            content = content if int8 is None else int8.content
+            if content is not None:
+                content = with_metadata(content, metadata_of(card))
+                write_atomic(model, content)
+            write_atomic(staged / CARD, json_text(card))
+            write_atomic(staged / README, readme_text(card, content))
             put_in_place(staged, target)
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -23,6 +23,7 @@ from search.report import short_count
 from search.tasks.base import Task, prepare
 from search.tasks.dense import build_model
 from search.tasks.loading import call_task_function
+from search.tasks.output import with_one_output
 
 #: Layers that a comment lists before it counts the rest.
 MOST_LAYERS = 30
@@ -109,6 +110,7 @@ def look(spec: str, input_shape: str | None = None) -> Looked:
     elif isinstance(made, nn.Module):
         model, name = made, type(made).__name__
         example, assumed = (torch.zeros(shape), False) if shape is not None else (_guessed(made), True)
+        model = with_one_output(model, example, None, name)
     else:
         raise UserError(
             f"{spec} must return a torch.nn.Module or a search.tasks.Task, got {type(made).__name__}: name a function "
@@ -147,13 +149,13 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _fails(model: nn.Module, example: Tensor) -> str | None:
-    """Why the network does not take this input or return one tensor; None where all is well."""
+    """Why the network does not take this input; None where it does."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = model(example)
+            model(example)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return None if isinstance(outputs, Tensor) else f"it returns {type(outputs).__name__}, not one tensor"
+    return None
 
 
 def _guessed(model: nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from admm.frozen import frozen_layers, without_frozen
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
 from admm.plan import N_OF_M, PruningPlan
@@ -18,7 +19,7 @@ from admm.shapes import shaped_by_magnitude
 from evaluators import Measurement, export_onnx
 from evaluators.rig import measures_modules
 from search.budget import Budget
-from search.errors import BudgetUnreachable
+from search.errors import BudgetUnreachable, UserError
 from search.job import Job
 from search.precision import PRECISIONS
 from search.shipped import lowers, no_gain
@@ -64,10 +65,20 @@ class Profile:
 
 
 def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> Profile:
-    """Groups, chosen layers and space of one network; no measurement. Raises `UserError` for a fruitless job."""
-    groups = find_groups(model, example_input)
+    """Groups, chosen layers and space of one network; no measurement. Raises `UserError` for a fruitless job.
+
+    Layers with a frozen weight are left whole, and named in the notes.
+    """
+    groups = without_frozen(model, find_groups(model, example_input))
     modules = dict(model.named_modules())
     layers = tuple(job.match_layers({name: type(modules[name]).__name__ for name in groups.layers}))
+    frozen = [layer for layer in frozen_layers(model, groups) if layer in layers]
+    layers = tuple(layer for layer in layers if layer not in frozen)
+    if frozen and not layers:
+        raise UserError(
+            f"all {len(frozen)} chosen layers are frozen, {frozen[0]!r} first: requires_grad_(True) on those that may "
+            f"be pruned"
+        )
     space, notes = build_space(
         model,
         groups,
@@ -79,7 +90,8 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
         align=job.align,
     )
     space = replace(space, precisions=job.precisions)
-    return Profile(groups=groups, layers=layers, space=space, notes=(*notes, *gainless_notes(job)))
+    left = [f"{layer}: left whole: its weight is frozen (requires_grad False)" for layer in frozen]
+    return Profile(groups=groups, layers=layers, space=space, notes=(*left, *notes, *gainless_notes(job)))
 
 
 def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: torch.Tensor, align: int) -> bytes:

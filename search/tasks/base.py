@@ -24,7 +24,7 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 METRIC_SLACK = 1e-6
-"""What rounding may add to a metric's bounds."""
+"""What rounding may add to a metric's bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,8 @@ class Task:
     `Arrays(x, y)`, a map-style torch Dataset (or a DataLoader over one), or a function `(epoch, seed)` that
     gives the epoch's batches. `val` and `test` are Arrays, a Dataset, re-readable batches, or a function that
     gives them; without `val` a tenth of `train` is held out. `loss(outputs, targets)` is the mean over the
-    batch; `metric(outputs, targets)` gives one value in [0, 1] a sample, [batch], higher is better.
+    batch; `metric(outputs, targets)` gives one value of at most 1 a sample, [batch], higher is better: its mean is what
+    is called accuracy everywhere.
     """
 
     name: str
@@ -81,6 +82,8 @@ class Task:
     metric: Callable[[Tensor, Tensor], Tensor] = top1
     example_input: Tensor | None = None
     """One input [1, ...]; None: the first training sample."""
+    output: str | int | None = None
+    """Which part of a dict, a dataclass or a tuple that the network returns; None: `logits`, or its only tensor."""
     dense: DenseRecipe | None = None
     batch_size: int = 64
     """Training and evaluation; data that come as batches keep theirs."""
@@ -97,6 +100,8 @@ class Task:
         for part in ("model", "loss", "metric"):
             if not callable(getattr(self, part)):
                 raise UserError(f"Task.{part} must be a function, got {getattr(self, part)!r}")
+        if self.output is not None and (isinstance(self.output, bool) or not isinstance(self.output, str | int)):
+            raise UserError(f"Task.output must be a key, a field or a place in a tuple, got {self.output!r}")
         shape = None if self.example_input is None else tuple(self.example_input.shape)
         if shape is not None and (not shape or shape[0] != 1):
             raise UserError(f"Task.example_input must be one input of shape [1, ...], got {list(shape)}")
@@ -209,17 +214,23 @@ def _outputs(name: str, model: nn.Module, part: str, inputs: Tensor) -> Tensor:
             f"task {name!r}: the network fails on {part} of shape {list(inputs.shape)}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(outputs, Tensor):
-        raise UserError(f"task {name!r}: the network must return one tensor, got {type(outputs).__name__}")
+        raise UserError(
+            f"task {name!r}: the network must return one tensor, got {type(outputs).__name__} for {part}: name the "
+            f"part that counts with Task(output=...)"
+        )
     return outputs
 
 
 def _check_range(name: str, values: Tensor) -> None:
-    """Accuracies, drops in percentage points and the front are read as parts of 1."""
-    wrong = values[~((values >= -METRIC_SLACK) & (values <= 1.0 + METRIC_SLACK))]
+    """Accuracies, drops in percentage points and the front are read as parts of 1.
+
+    Below 0 a metric may go: R² does, and an error with its sign turned.
+    """
+    wrong = values[~(values.isfinite() & (values <= 1.0 + METRIC_SLACK))]
     if len(wrong):
         raise UserError(
-            f"task {name!r}: the metric must lie in [0, 1], it gives {float(wrong[0]):g} for a sample: scale it "
-            f"(a percentage: divide by 100)"
+            f"task {name!r}: the metric must be a number of at most 1, it gives {float(wrong[0]):g} for a sample: "
+            f"scale it (a percentage: divide by 100; an error: negate it)"
         )
 
 

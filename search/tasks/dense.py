@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from search.errors import UserError
 from search.tasks.base import DenseRecipe, PreparedTask
 from search.tasks.data import derive_seed, isolated_rng
+from search.tasks.output import with_one_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,8 @@ def build_model(prepared: PreparedTask) -> nn.Module:
     """A network of the task, its initial weights drawn from the task's seed; global generators are left alone.
 
     Each call gives a network of its own, even where the user's function returns the same one again: pruning
-    changes weights in place. Raises `UserError` if the function fails or gives something else.
+    changes weights in place. What it returns is one tensor (`with_one_output`). Raises `UserError` if the function
+    fails or gives something else.
     """
     task = prepared.task
     with isolated_rng(derive_seed(prepared.seed, 2)):
@@ -43,9 +45,9 @@ def build_model(prepared: PreparedTask) -> nn.Module:
             raise
         except Exception as error:
             raise UserError(f"task {task.name!r}: model() raised {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise UserError(f"task {task.name!r}: model() must return a torch network, got {type(model).__name__}")
-    return copy.deepcopy(model)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"task {task.name!r}: model() must return a torch network, got {type(model).__name__}")
+        return with_one_output(copy.deepcopy(model), prepared.example_input, task.output, task.name)
 
 
 def train_dense(

@@ -231,6 +231,7 @@ def test_export_each_way(searched: Searched, tmp_path: Path, capfd: pytest.Captu
         "weights.safetensors",
         "trace.jsonl",
         "card.json",
+        "README.md",
     }
     card = json.loads((out / "card.json").read_text())
     assert (card["trial"], card["accuracy"], card["run"]) == (fastest.number, fastest.accuracy, "small")

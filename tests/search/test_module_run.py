@@ -115,6 +115,7 @@ def test_a_trial_is_exported_with_how_to_load_it(
         "weights.safetensors",
         "trace.jsonl",
         "card.json",
+        "README.md",
     }
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["load"] == {

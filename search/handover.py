@@ -1,0 +1,105 @@
+"""What goes with an exported network: metadata inside its file, and a README that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+#: Keys of the file's metadata begin with it.
+PREFIX = "prunefront."
+
+
+def with_metadata(content: bytes, values: Mapping[str, str]) -> bytes:
+    """An ONNX file with these entries added to its `metadata_props`; every byte it had stays where it was.
+
+    Protocol buffers that follow each other are merged, repeated fields joined (protobuf.dev, "Encoding", last one
+    wins), so that graph and weights need not be read, nor written anew. A key that is there already is there twice.
+    """
+    more = onnx.ModelProto()
+    onnx.helper.set_model_props(more, {f"{PREFIX}{key}": value for key, value in values.items()})
+    added: bytes = more.SerializeToString(deterministic=True)
+    return content + added
+
+
+def metadata_of(card: Mapping[str, Any]) -> dict[str, str]:
+    """What of an export's card goes into the file; figures in full, the device by its stamp."""
+    measured = card["measured_at_export"]
+    stamp = measured["stamp"]
+    return {
+        "version": str(card["prunefront"]),
+        "plan_digest": str(card["plan_digest"]),
+        "precision": str(card["precision"]),
+        "accuracy": repr(card["accuracy"]),
+        "accuracy_data": str(card["accuracy_data"]),
+        "latency_ms": repr(measured["latency_ms"]),
+        "speedup": repr(measured["speedup"]),
+        "rig": str(stamp["rig"]),
+        "device": str(stamp["device"]),
+        "runtime": str(stamp["runtime"]),
+        "threads": str(stamp["threads"]),
+        "measured_batch": str(stamp["batch"]),  # `prunefront.batch` says whether the file's batch is free
+    }
+
+
+def readme_text(card: Mapping[str, Any], content: bytes | None) -> str:
+    """README.md of an export: what it is, and the lines that run it; `content` is its ONNX file, if it has one."""
+    measured = card["measured_at_export"]
+    stamp = measured["stamp"]
+    drop = card["accuracy_drop"]
+    told = "" if drop is None else f", {drop:.2f} pp below the dense network's"
+    lines = [
+        f"# Trial {card['trial']} of {card['run']}",
+        "",
+        f"A network pruned by prunefront {card['prunefront']}, in {card['precision']}.",
+        "",
+        f"- accuracy {card['accuracy']:.4f} on validation data{told} (the mean of the task's metric)",
+        f"- {measured['latency_ms']:.4g} ms, {measured['speedup']:.2f} times as fast as dense, on {stamp['device']} "
+        f"({stamp['rig']}, {stamp['runtime']}, threads {stamp['threads']}, batch {stamp['batch']})",
+        f"- {card['params']} parameters, {card['macs']} multiply-accumulates for one input",
+        "",
+    ]
+    if content is not None:
+        lines += _run_onnx(content)
+    if "load" in card:
+        lines += [
+            "In PyTorch, with the function that builds the dense network, FOLDER being this one:",
+            "",
+            "```python",
+        ]
+        lines += [f"import {name}" for name in sorted({call.partition(".")[0] for call in card["load"].values()})]
+        lines += [f"network = {call}  # {name}" for name, call in card["load"].items()]
+        lines += ["```", ""]
+    lines += ["Every figure is in `card.json`; `plan.json` says what was removed, layer by layer.", ""]
+    return "\n".join(lines)
+
+
+def _run_onnx(content: bytes) -> list[str]:
+    name, output, shape, kind = _interface(content)
+    return [
+        "```python",
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
+        f"inputs = np.zeros({shape}, np.{kind})  # yours, prepared as the training data were",
+        f"outputs = session.run([{output!r}], {{{name!r}: inputs}})[0]",
+        "print(outputs.shape)",
+        "```",
+        "",
+    ]
+
+
+def _interface(content: bytes) -> tuple[str, str, str, str]:
+    """(input's name, output's name, shape with a batch of one where it is free, NumPy type) of an ONNX file."""
+    try:
+        graph = onnx.load_model_from_string(content).graph
+        given = graph.input[0]
+        kind = given.type.tensor_type
+        sides = [side.dim_value or 1 for side in kind.shape.dim]
+        numpy_type = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        return given.name, graph.output[0].name, str(tuple(sides)), numpy_type
+    except (DecodeError, IndexError, KeyError):  # a file from elsewhere put in its place: its names are ours at least
+        return "input", "output", "SHAPE", "float32"
