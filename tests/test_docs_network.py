@@ -77,7 +77,8 @@ def test_the_page_lists_the_reason(layer: str) -> None:
 
 def test_reasons_are_those_of_the_program() -> None:
     """Word for word, apart from names and numbers."""
-    source = " ".join((ROOT / "admm" / name).read_text() for name in ("coupling.py", "groups.py", "verify.py", "frozen.py"))
+    files = ("coupling.py", "groups.py", "verify.py", "frozen.py")
+    source = " ".join((ROOT / "admm" / name).read_text() for name in files)
     plain = re.sub(r'"\s+f?"', "", source)
     assert len(reasons_on_the_page()) == 9
     for reason in reasons_on_the_page():
