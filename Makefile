@@ -9,7 +9,7 @@ DEMO ?= runs/demo-$(STAMP)
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-soak check install bench clean
+.PHONY: demo test test-slow test-cluster test-soak check install bench clean
 
 install: $(VENV)/.installed
 
@@ -26,13 +26,17 @@ demo: install
 
 # One process a core; a file stays in one process, so that its Ray cluster is started once.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# One real Ray cluster of several nodes, and what can fail in it; -s shows how long each failure took to mend.
+test-cluster: install
+	$(BIN)/python -m pytest -m slow -s tests/cluster
+
 test-soak: install
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	$(BIN)/python -m pytest -m soak -s --timeout 5400
 
 check: install
 	$(BIN)/ruff check .

@@ -34,6 +34,8 @@ def save_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote. Raises `PruneError` for a torn or foreign file."""
     try:
+        if not path.is_file():
+            raise FileNotFoundError(f"no regular file at {path}")
         with safe_open(str(path), framework="pt") as file:
             values = json.loads(file.metadata()["values"])
             if not isinstance(values, dict):

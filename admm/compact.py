@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from admm.bounded import PLAN_BYTES, read_bounded, weight_bytes
 from admm.errors import GroupError
 from admm.kept import Kept, kept_from_slots, kept_of_json
 from admm.messages import one_line
@@ -151,7 +152,7 @@ def load_pruned(model: nn.Module, folder: Path | str) -> nn.Module:
     folder = Path(folder)
     kept = read_kept(model, folder)
     try:
-        state = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+        state = safetensors.torch.load(read_bounded(folder / WEIGHTS_FILE, weight_bytes(model)))
     except OSError as error:
         raise GroupError(f"cannot read the pruned network: {error.strerror}: {error.filename}") from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -185,7 +186,7 @@ def read_kept(model: nn.Module, folder: Path | str) -> Kept:
     """What the pruned network in `folder` keeps of the dense `model`. Raises `GroupError`, in one line."""
     path = Path(folder) / PLAN_FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bounded(path, PLAN_BYTES))
     except OSError as error:
         raise GroupError(f"cannot read the pruned network: {error.strerror}: {error.filename}") from None
     except (ValueError, RecursionError) as error:

@@ -51,11 +51,12 @@ class PruneRun:
     """ADMM for `admm.iterations` steps, then hard prune and shrink, then `finetune.epochs` steps of retraining.
 
     `model` is trained in place until the shrink. `train_batches(epoch)` must give the same batches for the same epoch;
-    then a run continued from `state()` ends with bit-equal weights (one thread). `evaluate` is asked once an ADMM
-    iteration (of the network as if pruned then) and around the hard prune. `steps_per_epoch`, where it is known, lets
-    rho start at its right size in the first iteration. `plan` may be a `Target`, see `prune()`. `teacher` is distilled
-    from instead of the model as it is given. With a `team` every process of it runs the same, and `evaluate`
-    is asked in the first alone. Raises `PlanError` before any training.
+    then a run continued from `state()` ends with bit-equal weights (one thread). Epochs count from `first_epoch`: a run
+    that trains on sees what it has not seen yet, where batches are drawn or augmented anew each epoch. `evaluate` is
+    asked once an ADMM iteration (of the network as if pruned then) and around the hard prune. `steps_per_epoch`, where
+    it is known, lets rho start at its right size in the first iteration. `plan` may be a `Target`, see `prune()`.
+    `teacher` is distilled from instead of the model as it is given. With a `team` every process of it runs the same,
+    `evaluate` is asked in the first alone. Raises `PlanError` before any training.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class PruneRun:
         steps_per_epoch: int | None = None,
         compute: Compute = PLAIN,
         teacher: nn.Module | None = None,
+        first_epoch: int = 0,
         team: Team | None = None,
     ) -> None:
         check_model(model)
@@ -85,8 +87,11 @@ class PruneRun:
         """Who trains with this process; may be set between two steps, in all processes alike."""
         self._evaluate = evaluate
         self._train_batches = train_batches
+        self._first_epoch = first_epoch
         self._admm_settings = admm or AdmmSettings()
         self._finetune_settings = finetune or FinetuneSettings()
+        if self.total_steps == 0:
+            raise PruneError("nothing to train: admm.iterations and finetune.epochs are both 0; raise one of them")
         self._seed = seed
         self._compute = compute
         projector = constraint(model, groups, plan, align=align, example_input=example_input)
@@ -95,6 +100,7 @@ class PruneRun:
             "finetune": asdict(self._finetune_settings),
             "align": align,
             "seed": seed,
+            "first_epoch": first_epoch,
             "compute": compute.to_dict(),
         }
         self._teacher_model = (
@@ -136,7 +142,12 @@ class PruneRun:
         return self._samples / self._samples_per_epoch
 
     def step(self) -> StepReport:
-        """One ADMM iteration (the last one prunes and shrinks as well) or one retraining epoch."""
+        """One ADMM iteration (the last one prunes and shrinks as well) or one retraining epoch.
+
+        Without ADMM iterations the first epoch of retraining prunes and shrinks before it.
+        """
+        if self.phase == "admm" and self._admm_settings.iterations == 0:
+            self._shrink()
         if self.phase == "admm":
             return self._admm_step()
         if self.phase == "finetune":
@@ -165,10 +176,10 @@ class PruneRun:
         losses = []
         for i in range(settings.epochs_per_iteration):
             epoch = self._admm.iteration * settings.epochs_per_iteration + i
-            seed_epoch(self._seed, epoch, "admm")
+            seed_epoch(self._seed, self._first_epoch + epoch, "admm")
             stats = train_epoch(
                 self.model,
-                self._train_batches(epoch),
+                self._batches(epoch),
                 self._loss,
                 self._optimizer,
                 phase=f"ADMM iteration {self._admm.iteration + 1}",
@@ -214,8 +225,8 @@ class PruneRun:
     def _finetune_step(self) -> StepReport:
         assert self._finetune is not None
         epoch = self._finetune.epoch
-        seed_epoch(self._seed, epoch, "finetune")
-        stats = self._finetune.step(self._train_batches(self._admm_settings.epochs + epoch), self.team)
+        seed_epoch(self._seed, self._first_epoch + epoch, "finetune")
+        stats = self._finetune.step(self._batches(self._admm_settings.epochs + epoch), self.team)
         self._count(stats.samples)
         self._steps_done += 1
         accuracy = None
@@ -248,9 +259,12 @@ class PruneRun:
         return evaluate(model) if self.team is None else self.team.first(lambda: evaluate(model))
 
     def _recalibrate(self, model: nn.Module) -> None:
-        epoch = self._admm_settings.epochs - 1
-        seed_epoch(self._seed, epoch, "recalibrate")
-        self._samples += recalibrate(model, self._train_batches(epoch)) / 3.0
+        epoch = max(self._admm_settings.epochs - 1, 0)
+        seed_epoch(self._seed, self._first_epoch + epoch, "recalibrate")
+        self._samples += recalibrate(model, self._batches(epoch)) / 3.0
+
+    def _batches(self, epoch: int) -> Iterable[Batch]:
+        return self._train_batches(self._first_epoch + epoch)
 
     def _count(self, samples: int) -> None:
         self._samples_per_epoch = samples
@@ -281,7 +295,7 @@ class PruneRun:
         self.requested, self.effective = projector.plan, shrunk.effective
         self.notes = (*projector.notes, *shrunk.notes)
         small = shrunk.model
-        inputs, _ = next(iter(self._train_batches(0)))
+        inputs, _ = next(iter(self._batches(0)))
         require_agreement(self.model, small, inputs.to(next(self.model.parameters()).device))
         self._recalibrate(small)
         if self._evaluate is not None:

@@ -26,7 +26,8 @@ class AdmmSettings:
     """The W/Z/U phase (Zhang et al. 2018, section 3; Boyd et al. 2011, section 3)."""
 
     iterations: int = 6
-    """Z and U updates; each follows `epochs_per_iteration` epochs of training W."""
+    """Z and U updates; each follows `epochs_per_iteration` epochs of training W. 0: the hard prune comes at once, as
+    one does with weights that were pruned by this plan before."""
     epochs_per_iteration: int = 1
     lr: float = 0.01
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -48,7 +49,7 @@ class AdmmSettings:
 
     def __post_init__(self) -> None:
         _require(0 <= self.nearly_dead < 1, "admm.nearly_dead", self.nearly_dead, "lie in [0, 1)")
-        _require(self.iterations >= 1, "admm.iterations", self.iterations, "be at least 1")
+        _require(self.iterations >= 0, "admm.iterations", self.iterations, "be at least 0")
         _require(self.epochs_per_iteration >= 1, "admm.epochs_per_iteration", self.epochs_per_iteration, "be >= 1")
         _require_optimizer("admm", self)
         _require(0 < self.rho_start <= self.rho_end, "admm.rho_start", self.rho_start, "lie in (0, rho_end]")

@@ -138,7 +138,12 @@ class Admm:
 
     @torch.no_grad()
     def hard_prune(self) -> Masks:
-        """Zero in place what the last projection removed; returns the masks."""
+        """Zero in place what the last projection removed; returns the masks.
+
+        Before any step that is what the projection of the weights as they are removes.
+        """
+        if self._masks is None:
+            self._project_first()
         for name, parameter in zip(self.names, self._parameters, strict=True):
             parameter.mul_(self.masks.parameters[name])
         return self.masks
@@ -189,11 +194,14 @@ class Admm:
 
     def _begin(self) -> None:
         """Z starts projected, U at zero, rho at its first size."""
+        self._project_first()
+        self._t = [w * self.masks.parameters[n] for n, w in zip(self.names, self._weights, strict=True)]
+        self._set_rho(self._expected_steps)
+
+    def _project_first(self) -> None:
         self._measure_scale()
         self._tighten(0)
         self._masks = self.projector.project(self._named(self._weights), self._scale)
-        self._t = [w * self.masks.parameters[n] for n, w in zip(self.names, self._weights, strict=True)]
-        self._set_rho(self._expected_steps)
 
     def _tighten(self, iterations: int) -> None:
         """Where pruning is progressive, the constraint set shrinks from the dense network to what was asked."""
@@ -218,6 +226,9 @@ class Admm:
 
         The projection's metric is rho without its floor, which would make all tensors alike where gradients are small.
         """
+        if not self._norms:  # no step was made: magnitudes alone tell
+            self._scale = dict.fromkeys(self.names, 1.0)
+            return
         gradient = torch.stack(self._norms).mean(0)
         smallest = torch.tensor([SMALLEST_RMS * w.numel() ** 0.5 for w in self._weights]).to(gradient)
         size = torch.maximum(torch.stack(torch._foreach_norm(self._weights)), smallest)

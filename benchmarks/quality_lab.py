@@ -29,11 +29,13 @@ class Trial:
     how: str = "admm"
     start: Trial | None = None
     """The finished trial whose weights it begins with; None: the dense network's."""
+    stretch: float = 1.0
+    """Times the schedule that its plan has been trained for in the end."""
 
     @property
     def key(self) -> str:
         """What tells it from all others."""
-        own = f"{self.how}-{self.plan.digest()}-{self.seed}"
+        own = f"{self.how}-{self.plan.digest()}-{self.seed}" + (f"-x{self.stretch:g}" if self.stretch != 1.0 else "")
         return own if self.start is None else f"{own}-from-{hashlib.sha256(self.start.key.encode()).hexdigest()[:12]}"
 
 
@@ -90,8 +92,6 @@ class Ask:
     params: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
     """Who proposed it, where a method has several sources."""
-    stretch: float = 1.0
-    """More than 1 of a plan that is trained on from its own weights, which is judged at no rung."""
 
 
 class Method(Protocol):
@@ -164,7 +164,7 @@ def play(lab: Lab, method: Method, *, epochs: float) -> Played:
             if spent + last.epochs > epochs:
                 break
             seen.append(last)
-            if last.rung is not None and asked.trial.how != LONG and asked.stretch == 1.0:
+            if last.rung is not None and asked.trial.how != LONG and asked.trial.stretch == 1.0:
                 reason = board.verdict(asked.number, last.rung, last.accuracy, figures.relative_latency)
             if reason is not None:
                 break
@@ -204,7 +204,7 @@ def result_of(asked: Ask, figures: Figures, seen: Sequence[Stage], reason: str |
         "epochs": seen[-1].epochs,
         "params_sampled": dict(asked.params),
         "source": asked.source,
-        "stretch": asked.stretch,
+        "stretch": trial.stretch,
         "requested": trial.plan.to_dict(),
         "rungs": tuple((stage.rung, stage.accuracy) for stage in seen if stage.rung is not None),
     }

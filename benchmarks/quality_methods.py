@@ -66,14 +66,14 @@ class Studied:
             proposal = self._sampler.ask()
         except SpaceExhausted:
             return None
-        trial = Trial(plan=proposal.plan, seed=self._seed, start=self._start(proposal))
+        start = self._start(proposal)
+        trial = Trial(plan=proposal.plan, seed=self._seed, start=start, stretch=proposal.stretch)
         self._trials[proposal.number] = trial
         return Ask(
             number=proposal.number,
             trial=trial,
             params=proposal.params,
             source=proposal.source,
-            stretch=proposal.stretch,
         )
 
     def _start(self, proposal: Proposal) -> Trial | None:
@@ -139,7 +139,7 @@ def ours(lab: Lab, seed: int, *, inherit: bool = True) -> Method:
         uniform = [lab.space.uniform(sparsity) for sparsity in UNIFORM]
         return Studied(lab, "tpe", seed, first={"uniform": uniform}, neighbours=True)
     warm, charged = lab.first_plans()
-    first = {"warm start": warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
+    first = {**warm, "uniform": [lab.space.uniform(sparsity) for sparsity in CONTROL]}
     return Studied(lab, "tpe", seed, first=first, charged=charged, neighbours=True, inherit=inherit)
 
 

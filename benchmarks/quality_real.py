@@ -131,8 +131,8 @@ class RealLab:
         """Of the dense ONNX file."""
         return self._bench.baseline.accuracy
 
-    def first_plans(self) -> tuple[list[dict[str, int]], float]:
-        """(steps of the plans that a search would begin with, the epochs that finding them took).
+    def first_plans(self) -> tuple[dict[str, list[dict[str, int]]], float]:
+        """(steps of the plans that a search would begin with, by what found them, and the epochs that it took).
 
         Kept in the folder; the epochs are charged to every run that begins with them.
         """
@@ -145,7 +145,10 @@ class RealLab:
             measure=self._measure,
             count=FIRST_PLANS,
         )
-        return found.params, found.epochs
+        by_source: dict[str, list[dict[str, int]]] = {}
+        for plan in found.plans:
+            by_source.setdefault(plan.source, []).append(dict(plan.params))
+        return by_source, found.epochs
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
@@ -217,8 +220,14 @@ class RealLab:
             if trial.how == "l1":
                 yield from l1_stages(bench, trial.plan, self.rungs, Path(artefacts) / "model.onnx")
                 return
-            start = None if trial.start is None else Start(number=0, folder=self._weights(trial.start))
-            spec = TrialSpec(number=1, plan=trial.plan, params={}, seed=trial.seed, start=start)
+            spec = TrialSpec(
+                number=1,
+                plan=trial.plan,
+                params={},
+                seed=trial.seed,
+                stretch=trial.stretch,
+                start=self._start(trial),
+            )
             run = TrialRun(bench, spec, store=None, artefacts=Path(artefacts))
             while run.result is None:
                 progress = run.step()
@@ -229,6 +238,13 @@ class RealLab:
                 raise UserError(f"plan {trial.plan.to_json()}, seed {trial.seed}: {result.status}: {result.reason}")
             self._keep(trial, Path(artefacts))
         yield Stage(rung=None, epochs=result.epochs, accuracy=result.accuracy)
+
+    def _start(self, trial: Trial) -> Start | None:
+        start = trial.start
+        if start is None:
+            return None
+        own = start.plan.digest() == trial.plan.digest()
+        return Start(number=0, folder=self._weights(start), stretch=start.stretch if own else 0.0)
 
     def _keep(self, trial: Trial, artefacts: Path) -> None:
         """Its weights, for trials that begin with them."""

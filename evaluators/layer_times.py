@@ -220,4 +220,6 @@ def _owner(initializer: str) -> str | None:
 
 
 def _graph(model: bytes | Path) -> Any:
-    return (onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)).graph
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model).graph
+    return onnx.load(model, load_external_data=False).graph

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from evaluators.errors import RigError, RigUnavailable, one_line
+from evaluators.external_data import require_own_data
 from evaluators.host import allowed_cores
 
 PROVIDER = "CPUExecutionProvider"
@@ -44,6 +45,7 @@ def open_session(model: bytes | Path, *, threads: int = 1) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     if isinstance(model, Path) and not model.is_file():
         raise RigError(f"no ONNX file at {model}")
+    require_own_data(model)
     label = "the model" if isinstance(model, bytes) else str(model)
     try:
         source = model if isinstance(model, bytes) else str(model)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from evaluators.clock import WallClock
 from evaluators.device import gpu_capability, gpu_label
 from evaluators.errors import RigError, RigUnavailable, one_line
+from evaluators.external_data import require_own_data
 from evaluators.host import cpu_isa, cpu_model, require_threads
 from evaluators.measurement import DeviceStamp
 from evaluators.ort_rig import OrtRig
@@ -111,6 +112,7 @@ class ProviderRig(OrtRig):
         if self.provider != CPU:
             # ONNX Runtime adds its CPU provider to every session; this makes it refuse to place a node there.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        require_own_data(model)
         for size in _free_batch_sizes(model, label):
             options.add_free_dimension_override_by_name(size, batch)
         source = model if isinstance(model, bytes) else str(model)

@@ -18,7 +18,8 @@ _MEND = "start one with `ray start --head`, or leave --address out"
 
 
 def checked_address(text: str | None) -> str | None:
-    """`--address` as Ray takes it, None for a Ray of our own. Raises `UserError` where nothing answers."""
+    """HOST:PORT of the cluster that `--address` means, None for a Ray of our own. Raises `UserError` where nothing
+    answers."""
     if text is None or text == "local":
         return None
     target = _current_cluster() if text == "auto" else text
@@ -38,7 +39,7 @@ def checked_address(text: str | None) -> str | None:
             f"--address {text}: what answers at {target} is no Ray head: give the port that `ray start --head` tells, "
             f"6379 if left to itself"
         )
-    return text
+    return target
 
 
 def _greets(connection: socket.socket) -> bool:

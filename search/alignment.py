@@ -10,6 +10,7 @@ from evaluators.blocks import ChannelBlock, block_of
 from evaluators.measurement import Measurement
 from evaluators.rig import LatencyRig, ModuleRig, make_module_rig, make_rig, measures_modules
 from evaluators.staircase import staircase_module
+from search.elsewhere import FarRig, machine_of
 from search.job import Job, RigSpec
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -17,7 +18,10 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @cache
 def device_block(spec: RigSpec) -> ChannelBlock:
-    """The block of a rig's device: from this user's cache, or measured in some seconds; once a process."""
+    """The block of a rig's device: from its user's cache, or measured in some seconds; once a process."""
+    machine = machine_of(spec.name)
+    if machine is not None:
+        return ChannelBlock.from_dict(machine.ask("block", spec.name))
     if measures_modules(spec.name):
         return _block_of_modules(spec)
     rig = open_rig(spec)
@@ -43,7 +47,10 @@ def open_module_rig(spec: RigSpec) -> ModuleRig:
 
 
 def open_rig(spec: RigSpec) -> LatencyRig:
-    """The rig of a job. Raises `RigUnavailable` where this machine lacks it."""
+    """The rig of a job, here or where `measuring_at` says. Raises `RigUnavailable` where its machine lacks it."""
+    machine = machine_of(spec.name)
+    if machine is not None:
+        return FarRig(machine, spec)
     return make_rig(spec.name, threads=spec.threads, precision=spec.precision)
 
 

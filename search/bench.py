@@ -11,9 +11,10 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
+from admm.bounded import read_bounded, weight_bytes
 from admm.compute import Compute
 from admm.errors import PruneError
 from admm.plan import PruningPlan
@@ -35,7 +36,7 @@ from search.errors import UserError
 from search.job import Job
 from search.job_file import load_job
 from search.module_artefact import DenseForms, shapes_module, ship_forms
-from search.module_rigs import LocalModules, Modules, of_files, of_modules
+from search.module_rigs import Modules, of_files, of_modules, opened_modules
 from search.payload import Payload, dense_payload
 from search.precision import Precision
 from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
@@ -82,11 +83,11 @@ def local_measure(job: Job, dense: DenseForms, modules: Modules | None = None) -
     return measure
 
 
-def local_modules(job: Job, task: PreparedTask | None = None) -> LocalModules | None:
-    """Who answers here for the job's rigs of modules, None where it has none; its task is loaded unless given."""
+def local_modules(job: Job, task: PreparedTask | None = None) -> Modules | None:
+    """Who answers for the job's rigs of modules, None where it has none; its task is loaded unless given."""
     if not of_modules(job):
         return None
-    return LocalModules(job.rigs, lambda: prepare_task(job)[0] if task is None else task)
+    return opened_modules(of_modules(job), lambda: prepare_task(job)[0] if task is None else task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +318,7 @@ def dense_weights(store: RunStore, job: Job, task: PreparedTask, model: nn.Modul
 def load_dense(path: Path, model: nn.Module) -> None:
     """Load the dense weights of a run. Raises `UserError` when the task builds another network now."""
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load(read_bounded(path, weight_bytes(model))))
     except (SafetensorError, RuntimeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit the task's network ({line}): has the task changed since?") from None
@@ -365,6 +366,8 @@ def _baseline(store: RunStore, job: Job, task: PreparedTask, model: nn.Module) -
         weights=prunable_weights(model),
         measurements={name: m.to_dict() for name, m in measured.items()},
         trained_epochs=float(recipe.epochs) if recipe is not None else 0.0,
+        size_bytes=len(shipped.content),
+        accuracies={name: form.score.value for name, form in forms.items()},
     )
 
 

@@ -62,6 +62,8 @@ class Budget:
             return self.excess(float(measured["latency_high_ms"]), float(measured["speedup_low"]))
         if result.latency_high_ms is None or result.speedup_low is None:
             return None
+        if any(of.get("speedup") == result.speedup for of in result.measurements.values()):
+            return None  # the record's own figures are those of another rig, and no answer
         return self.excess(result.latency_high_ms, result.speedup_low)
 
     def latency_line(self, dense_latency_ms: float) -> float:

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from search import cli_reading
+from search.cli_reading import Json, Run
 from search.errors import UserError
 from search.signals import INTERRUPTED
 
@@ -50,8 +52,6 @@ Latency = Annotated[float | None, typer.Option(metavar="X", parser=number, help=
 Speedup = Annotated[
     float | None, typer.Option(metavar="X", parser=number, help="Budget: speed-up over the dense network.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
 
 
 NoAlign = Annotated[
@@ -61,9 +61,13 @@ NoAlign = Annotated[
 
 @app.command()
 def search(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder to go on with.")],
+    job: Annotated[
+        str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder (or its URL) to go on with.")
+    ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run folder.")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where run folders are made.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="Where run folders are made, or copied to.")
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(metavar="N", parser=whole, help="Trials in all; may be more than before.")
     ] = None,
@@ -79,14 +83,25 @@ def search(
     points: Annotated[
         Path | None, typer.Option(metavar="PLANS.json", help="Plans of your own, tried before all others.")
     ] = None,
+    rig: Annotated[
+        str | None, typer.Option(metavar="RIG", help="The rig that decides; the job's others are measured after it.")
+    ] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="accuracy and one or two of latency, latency:RIG, size, macs."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT.")
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", metavar="", help="Take a Ray that asks nobody for a token.")
+    ] = False,
 ) -> None:
     """Search for the front of a job, or go on with a run.
 
-    A run may be stopped at any moment, and goes on with `prunefront search RUN`. It ends with the front as a table
-    and as a picture.
+    A run may be stopped at any moment, and goes on with `prunefront search RUN`; with another budget, rig or other
+    objectives its finished trials count for those too, measured on the new rig where their networks are kept. It ends
+    with the front as a table and as a picture.
     """
     seconds = None if time_budget is None else duration(time_budget)
     from search.search_command import run_or_resume
@@ -102,7 +117,10 @@ def search(
         seed=seed,
         align=1 if no_align else None,
         points=points,
+        rig=rig,
+        objectives=objectives,
         address=address,
+        insecure=insecure,
         console=Console(highlight=False),
     )
 
@@ -254,6 +272,9 @@ def profile(
     from search.profile_command import profile_job
 
     profile_job(source, every=every, as_json=as_json, console=Console(highlight=False))
+
+
+cli_reading.add_to(app)
 
 
 def duration(text: str) -> float:

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 import search
+from admm.bounded import PLAN_BYTES, read_bounded
 from search.atomic import parse_json
 from search.budget import Budget
 from search.errors import UserError
@@ -24,6 +26,8 @@ from search.front import failures, front_rows, status_line
 from search.front_details import detailed_rows, missed_lines, progress_content, tied_line
 from search.job import Job
 from search.job_file import load_job
+from search.objectives import Objectives
+from search.on_rigs import passed_over, seen_by
 from search.recipe import recipe_of
 from search.report import plot_front, print_whole, rich_table, write_front
 from search.result import Baseline, TrialResult
@@ -44,16 +48,18 @@ def write_reports(store: RunStore, job: Job, baseline: Baseline, results: Mappin
         _rows(store, job, baseline, results),
         clock=clock,
         budget=job.budget.model_dump() if job.budget is not None else None,
-        progress=progress_content(store, baseline, results, budget),
+        progress=progress_content(store, baseline, results, budget, Objectives.of(job, baseline)),
     )
     line = budget.latency_line(baseline.latency_ms) if budget is not None else None
-    plot_front(store.root / "front.png", baseline, results, line, title=store.name, clock=clock)
+    objectives = Objectives.of(job, baseline)
+    plot_front(store.root / "front.png", baseline, results, line, title=store.name, clock=clock, objectives=objectives)
 
 
 def _rows(store: RunStore, job: Job, baseline: Baseline, results: Mapping[int, TrialResult]) -> list[dict[str, Any]]:
     budget = Budget.of(job)
-    rows = front_rows(baseline, results, budget.holds if budget is not None else None)
-    return detailed_rows(rows, results, read_final(store, job))
+    objectives = Objectives.of(job, baseline)
+    rows = front_rows(baseline, results, budget.holds if budget is not None else None, objectives)
+    return detailed_rows(rows, results, read_final(store, job), objectives)
 
 
 def print_front(
@@ -71,7 +77,7 @@ def print_front(
         console.print(Text(scores_line(scores, [str(row["trial"]) for row in rows])), soft_wrap=True)
     for number, reason in failures(results):
         console.print(Text(f"trial {number} failed: {reason}"), soft_wrap=True)
-    for problem in store.problems():
+    for problem in [*store.problems(), *passed_over(store.unseen())]:
         console.print(Text(f"not counted: {problem}"), soft_wrap=True)
     on_front = {row["trial"] for row in rows}
     for number, result in results.items():
@@ -83,6 +89,7 @@ def show_front(run: Path, *, as_json: bool, console: Console) -> None:
     """`prunefront front`."""
     store = RunStore.open(run)
     job = load_job(store.job_path)
+    store.see_through(partial(seen_by, job))
     baseline, results = store.read_baseline(), store.results()
     if not as_json:
         print_front(store, job, baseline, results, console)
@@ -91,10 +98,10 @@ def show_front(run: Path, *, as_json: bool, console: Console) -> None:
         "run": store.name,
         "clock": _clock(baseline, job),
         "front": _rows(store, job, baseline, results),
-        **progress_content(store, baseline, results, Budget.of(job)),
+        **progress_content(store, baseline, results, Budget.of(job), Objectives.of(job, baseline)),
         "trials": {str(n): {"status": r.status, "reason": r.reason} for n, r in results.items()},
         "test": read_scores(store),
-        "problems": store.problems(),
+        "problems": [*store.problems(), *passed_over(store.unseen())],
     }
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
@@ -120,7 +127,7 @@ def environment(job: Job) -> dict[str, Any]:
 def read_plan_text(path: Path) -> str:
     """The text of a plan file; raises `UserError` for one that is missing or no JSON object."""
     try:
-        text = path.read_text()
+        text = read_bounded(path, PLAN_BYTES).decode()
     except OSError as error:
         raise UserError(f"--plan {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -137,6 +144,6 @@ def _clock(baseline: Baseline, job: Job) -> str:
     if name not in baseline.measurements:
         raise UserError(
             f"the dense network of this run was measured on {', '.join(baseline.measurements) or 'no rig'}, not on "
-            f"{name!r}: put back the rig in its job.yaml, or begin a new run"
+            f"{name!r}: prunefront search RUN measures it there, or put back the rig in its job.yaml"
         )
     return str(baseline.measurements[name]["stamp"]["clock"])

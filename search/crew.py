@@ -32,8 +32,8 @@ from search.errors import AttemptLost
 from search.job_file import load_job
 from search.node_data import get_task
 from search.store import RunStore
+from search.training import training_of
 from search.trial import TrialSpec
-from search.worker import training_of
 
 #: How long a process waits for the others within a step before it counts them as lost; the first may be scoring.
 PATIENCE = timedelta(minutes=30)

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-# Said before Ray is imported: strangers on the network stay out, Tune keeps its hands off folders and logs.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
-# A slow machine has its agent of metrics up too late, and each process of Ray complains of that on the terminal.
-os.environ.setdefault("RAY_enable_metrics_collection", "0")
+from search.ray_session import Session, own_ray  # isort: skip  # it speaks to Ray before Ray is imported
 
 import ray
 from ray import tune
@@ -32,14 +20,19 @@ from ray.tune.stopper import Stopper
 import search
 from search.atomic import disk_errors
 from search.budget import Budget
-from search.errors import UserError
+from search.capacity import concurrency
+from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
 from search.job import Job
 from search.node_data import put_task
-from search.orphans import Watcher
+from search.nodes import facts, require_visible
+from search.objectives import Objectives
+from search.on_rigs import judged_on
+from search.places import Placement
 from search.profile import Profile
 from search.result import Baseline, TrialResult
-from search.rig_actor import NAMESPACE, RESOURCE, start_rig, stop_rig
+from search.rig_actor import start_rigs, stop_rigs, until_ready
+from search.rig_keeper import RigKeeper
 from search.rungs import RungBoard, RungScheduler, rung_iterations
 from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
@@ -109,28 +102,32 @@ def run_search(
     last_words: Callable[[], None],
     first: FirstPlans | None = None,
     points: Sequence[Mapping[str, int]] = (),
-    address: str | None = None,
+    session: Session | None = None,
     seconds: float | None = None,
     task: PreparedTask | None = None,
 ) -> Outcome:
     """Search until the job's trials are done, the time is up or Ctrl-C; the caller holds the driver's lock.
 
-    `points` are tried before all others, then the plans of `first`. `address` None starts Ray here and stops it after;
-    `auto` or HOST:PORT joins a cluster. `task`, where it is at hand, saves the workers loading its data. Raises
-    `UserError` for a cluster that cannot be reached or lacks what a trial needs.
+    `points` are tried before all others, then the plans of `first`. `session` is the cluster that was joined; without
+    one Ray is started here and stopped after. `task`, where it is at hand, saves the workers loading its data. Raises
+    `UserError` where there is less than a trial needs.
     """
     unfinished = store.sweep_partials()
     budget = Budget.of(job)
-    sampler = _open_study(store, job, profile, budget, baseline.accuracy)
+    objectives = Objectives.of(job, baseline)
+    forecast = None if first is None else first.forecast
+    cost = None if forecast is None else forecast.relative
+    sampler = _open_study(store, job, profile, budget, baseline.accuracy, objectives, cost)
     sampler.enqueue(points, "user")
     space = profile.space
     if first is not None:
-        sampler.enqueue((space.params(space.plan(plan.params)) for plan in first.plans), "warm start")
+        for plan in first.plans:
+            sampler.enqueue([space.params(space.plan(plan.params))], plan.source)
     if not store.results():
         controls = CONTROL if first is not None and first.plans else UNIFORM
         sampler.enqueue((space.uniform(sparsity) for sparsity in controls), "uniform")
     results = store.results()
-    board = RungBoard(rung_iterations(job.admm.iterations))
+    board = RungBoard(rung_iterations(job.admm.iterations), objectives=objectives)
     board.fill(results)
     interrupt = Interrupt(last_words)
     end = _End(seconds, interrupt)
@@ -142,23 +139,40 @@ def run_search(
         max_concurrent=job.resources.max_concurrent or 1,
         stopped=board.stopped,
         on_result=view.update,
-        finals=partial(final_plans, baseline, budget=budget, most=job.search.final_trials),
+        finals=partial(final_plans, baseline, budget=budget, most=job.search.final_trials, objectives=objectives),
         final_stretch=job.search.final_stretch,
         inherit=job.search.inherit,
     )
     for number in set(unfinished) - searcher.offered:
         store.discard_partial(number)  # begun for another budget, or in a study that is lost
     view.begin(
-        baseline, results, budget=budget, trials=job.search.trials, seconds=seconds, running=lambda: searcher.live
+        baseline,
+        results,
+        budget=budget,
+        trials=job.search.trials,
+        seconds=seconds,
+        running=lambda: searcher.live,
+        objectives=objectives,
     )
     try:
         if not searcher.finished():
-            with interrupt.heard(), _ray(address, store.root / SCRATCH):
+            with (
+                interrupt.heard(),
+                _ray(session, store, job, view) as placement,
+                _cluster_watch(store, session, view),
+            ):
                 interrupt.listen()
                 shared = (None, None) if task is None else put_task(task)
                 if shared[1] is not None:
                     view.say(f"each worker process loads the task's data for itself: {shared[1]}")
-                _fit(store, job, searcher, board if job.search.early_stopping else None, end, shared[0])
+                searcher.max_concurrent = concurrency(job)
+                with _rigs(store, job, placement) as rigs:
+                    if session is not None:
+                        until_ready(rigs, view.say, end.check)
+                    kept = {rigs[place.rigs[0]]: place.resource for place in placement.places}
+                    stopping = board if job.search.early_stopping else None
+                    with RigKeeper(kept, view.say):
+                        _fit(store, job, searcher, stopping, end, rigs, data=shared[0])
     except _Ended:
         pass
     except Halt as halt:
@@ -169,10 +183,32 @@ def run_search(
     return _outcome(store, job, searcher, end)
 
 
+def _cluster_watch(store: RunStore, session: Session | None, view: View) -> ClusterWatch:
+    """Over the head of the cluster that was joined, and the node of it that this driver is attached to."""
+    if session is None:
+        return ClusterWatch((), lambda: None)
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    places = [(host.strip("[]"), int(port)), *((n["NodeManagerAddress"], n["NodeManagerPort"]) for n in mine)]
+    last_words = (
+        f"the Ray cluster at {context.gcs_address} is gone: nothing finished is lost; once there is one again, go on "
+        f"with: prunefront search {store.root} --address {context.gcs_address}"
+    )
+    return ClusterWatch(places, partial(view.last_words, last_words))
+
+
 def _open_study(
-    store: RunStore, job: Job, profile: Profile, budget: Budget | None, dense_accuracy: float
+    store: RunStore,
+    job: Job,
+    profile: Profile,
+    budget: Budget | None,
+    dense_accuracy: float,
+    objectives: Objectives,
+    cost: Callable[[Mapping[str, int]], float] | None,
 ) -> StudySampler:
-    """The run's study; a new one (first start, new budget, lost file) is filled from the results."""
+    """The run's study; a new one (first start, another budget, rig or objectives, lost file) is filled from the
+    results."""
     starts = _count_start(store)
     sampler = StudySampler(
         study_url(job.search.study, store.study_path),
@@ -183,7 +219,9 @@ def _open_study(
         budget=budget,
         dense_accuracy=dense_accuracy,
         again=job.search.inherit,
-        rig=job.deciding_rig.name,
+        rig=", ".join([judged_on(job.deciding_rig), *(judged_on(job.rig(name)) for name in objectives.rigs)]),
+        objectives=objectives,
+        cost=cost,
         run="" if job.search.study == "sqlite" else str(store.root.resolve()),
     )
     results = store.results()
@@ -204,12 +242,20 @@ def _count_start(store: RunStore) -> int:
 
 
 def _fit(
-    store: RunStore, job: Job, searcher: PlanSearcher, board: RungBoard | None, end: _End, data: Any | None
+    store: RunStore,
+    job: Job,
+    searcher: PlanSearcher,
+    board: RungBoard | None,
+    end: _End,
+    rigs: Mapping[str, str],
+    *,
+    data: Any | None,
 ) -> None:
-    searcher.max_concurrent = _concurrency(job)
     # a bundle for each process of a trial: near each other where one machine has the room
     resources = tune.PlacementGroupFactory([job.resources.of_a_process()] * job.resources.processes, strategy="PACK")
     shared = {
+        "rigs": dict(rigs),
+        "packages": facts(),
         "version": search.__version__,
         "cpus": job.resources.of_a_process()["CPU"],
         "gpus": job.resources.gpus_per_trial,
@@ -233,13 +279,19 @@ def _fit(
             verbose=0,
         ),
     )
-    start_rig(store.name, job)
+    end.check()
+    tuner.fit()
+
+
+@contextlib.contextmanager
+def _rigs(store: RunStore, job: Job, placement: Placement) -> Iterator[dict[str, str]]:
+    """The run's rigs for the length of its trials: rig -> actor."""
+    rigs = start_rigs(store.name, job, placement.places)
     try:
-        end.check()
-        tuner.fit()
+        yield rigs
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone already
-            stop_rig(store.name)
+            stop_rigs(rigs)
 
 
 def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Outcome:
@@ -256,60 +308,20 @@ def _outcome(store: RunStore, job: Job, searcher: PlanSearcher, end: _End) -> Ou
     return Outcome(complete=False, reason=reason, results=results)
 
 
-def _concurrency(job: Job) -> int:
-    """How many trials run at a time. Raises `UserError` when the cluster cannot hold one."""
-    have = ray.cluster_resources()
-    need = {"CPU": job.resources.cpus_per_trial, "GPU": job.resources.gpus_per_trial}
-    fits = job.resources.max_concurrent or 10_000
-    for kind, amount in need.items():
-        if amount > 0:
-            if have.get(kind, 0.0) < amount:
-                raise UserError(
-                    f"resources: a trial needs {amount:g} {kind}, Ray has {have.get(kind, 0.0):g}: "
-                    f"lower resources.{kind.lower()}s_per_trial or add a node"
-                )
-            fits = min(fits, int(have[kind] / amount))
-    if have.get(RESOURCE, 0.0) < 1.0:
-        raise UserError(
-            f"no node of this cluster offers the resource {RESOURCE!r}: start one with "
-            f"ray start --resources='{{\"{RESOURCE}\": 1}}'"
-        )
-    return max(1, fits)
-
-
 @contextlib.contextmanager
-def _ray(address: str | None, scratch: Path) -> Iterator[None]:
-    """Ray for the length of a search, started from an empty folder, because Ray puts the current one on its workers'
-    path."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is no traceback for the user
+def _ray(session: Session | None, store: RunStore, job: Job, view: View) -> Iterator[Placement]:
+    """Ray for the trials, in a folder of its own that nothing is ever read from again; tells where the rigs are."""
+    scratch = store.root / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    empty = scratch / "empty"
-    with disk_errors("make", empty):
-        empty.mkdir(parents=True)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
-    before = os.getcwd()
-    with Watcher() as watcher:
-        try:
-            os.chdir(empty)
-            try:
-                if address is None:
-                    with watcher.marking():
-                        # "local": a cluster that RAY_ADDRESS names is joined only when --address says so
-                        ray.init(address="local", include_dashboard=False, resources={RESOURCE: 1}, **common)
-                else:
-                    ray.init(address=address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                why = next(iter(str(error).splitlines()), type(error).__name__)
-                if address is None:
-                    raise UserError(f"Ray cannot be started here: {why}") from None
-                raise UserError(
-                    f"--address {address}: no Ray cluster answers there ({why}): "
-                    f"start one with `ray start --head`, or leave --address out"
-                ) from None
-            finally:
-                os.chdir(before)
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(scratch, ignore_errors=True)
+    with disk_errors("make", scratch):
+        scratch.mkdir(parents=True)
+    try:
+        if session is None:
+            with own_ray(scratch, job) as placement:
+                yield placement
+        else:
+            session.rest()
+            require_visible(store.root, view.say)
+            yield session.placement
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -22,6 +22,7 @@ from search.export import Exported, Quantized, candidates, export_trial, require
 from search.job import Job
 from search.job_file import load_job
 from search.keep import has_weights, how_to_make_again
+from search.on_rigs import seen_by
 from search.payload import Payload
 from search.result import TrialResult
 from search.shipped import calibration_inputs, fastest_int8
@@ -53,6 +54,7 @@ def export_from_run(
     require_new(out)
     store = RunStore.open(run)
     job = load_job(store.job_path)
+    store.see_through(partial(seen_by, job))
     baseline = store.read_baseline()
     rig = job.deciding_rig.name
     budget = None
@@ -63,6 +65,8 @@ def export_from_run(
     if int8 and job.quantize == "int8":
         raise UserError("--int8: the trials of this run are int8 files already: leave it out")
     results = store.results()
+    if trial is not None and (why := store.unseen_for(trial)) is not None:
+        raise UserError(f"trial {trial} cannot be exported: {why}: name another --trial")
     if int8:
         if trial is not None and trial in results and results[trial].precision == "int8":
             raise UserError(f"--int8: trial {trial} is an int8 file already: leave it out")

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from admm.errors import PlanError
 from admm.plan import PruningPlan
 from search.budget import Budget
+from search.objectives import LATENCY_ALONE, Objectives
 from search.result import TrialResult
 from search.space import Space
 
@@ -23,9 +24,17 @@ STATES = {
 }
 
 
-def values_of(result: TrialResult) -> list[float] | None:
-    """(accuracy, relative latency) of a complete trial; what ended otherwise has no values."""
-    return list(result.dominates_key) if result.status == "complete" else None
+def values_of(result: TrialResult, objectives: Objectives = LATENCY_ALONE) -> list[float] | None:
+    """(accuracy, relative costs) of a complete trial; what ended otherwise, or lacks a figure, has no values."""
+    point = objectives.point(result)
+    return None if point is None else list(point)
+
+
+def state_of(result: TrialResult, objectives: Objectives = LATENCY_ALONE) -> TrialState:
+    """How the study files it: a complete trial without usable figures teaches nothing, and is a failure to it."""
+    if result.status == "complete" and objectives.point(result) is None:
+        return TrialState.FAIL
+    return STATES[result.status]
 
 
 def constraints_of(result: TrialResult, budget: Budget | None) -> dict[str, float]:
@@ -62,6 +71,7 @@ def filed(
     result: TrialResult | None,
     budget: Budget | None,
     attributes: Mapping[str, Any],
+    objectives: Objectives = LATENCY_ALONE,
 ) -> FrozenTrial:
     """A finished trial with this result, or one that only takes a number: no result, or no plan of this space.
 
@@ -71,8 +81,8 @@ def filed(
     if result is None or steps is None:
         return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"filled": "no result"})
     return optuna.trial.create_trial(
-        state=STATES[result.status],
-        values=values_of(result),
+        state=state_of(result, objectives),
+        values=values_of(result, objectives),
         params=steps,
         distributions=dict(distributions),
         user_attrs=noted(result.source or "earlier", result.stretch),

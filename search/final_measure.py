@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluators import Measurement
+from evaluators import EvaluationError, Measurement
 from search.atomic import json_text, parse_json, write_atomic
+from search.elsewhere import machine_of
 from search.errors import UserError
 from search.front import front_results
 from search.job import Job, RigSpec
+from search.objectives import Objectives
+from search.remeasured import folder_measure, measure_again
 from search.result import Baseline, TrialResult
 from search.store import RunStore
 
@@ -74,14 +77,18 @@ def remeasure_front(
     """
     before = read_final(store, job)
     known = dict(before.networks) if before is not None else {}
-    new = [trial for trial in front_results(baseline, results) if str(trial.number) not in known]
+    on_front = front_results(baseline, results, Objectives.of(job, baseline))
+    new = [trial for trial in on_front if str(trial.number) not in known]
     if not new:
         return False
     say(f"measuring the front again, in a fresh process: the dense network and {len(new)} more")
     seconds = sum(float(t.measurements.get(job.deciding_rig.name, {}).get("seconds", 0.0)) for t in new)
     try:
-        said = in_fresh_process(store.root, [trial.number for trial in new], PATIENCE_S + PATIENCE * seconds)
-        measured, skipped = _read(said)
+        if machine_of(job.deciding_rig.name) is not None:
+            measured, skipped = _measured_there(store, job, baseline, new, say)
+        else:
+            said = in_fresh_process(store.root, [trial.number for trial in new], PATIENCE_S + PATIENCE * seconds)
+            measured, skipped = _read(said)
         _require_same_device(measured, baseline, job.deciding_rig)
     except _Failed as failed:
         raise UserError(
@@ -93,6 +100,18 @@ def remeasure_front(
     for number, why in skipped:
         say(f"trial {number} was not measured again: {why}")
     return True
+
+
+def _measured_there(
+    store: RunStore, job: Job, baseline: Baseline, new: Sequence[TrialResult], say: Callable[[str], None]
+) -> tuple[dict[str, Measurement], list[tuple[int, str]]]:
+    """On the other machine that has the rig: its actor is a fresh process too, since those of the trials have ended."""
+    spec = job.deciding_rig
+    try:
+        again, skipped = measure_again(store, job, baseline, new, folder_measure(store, job, spec), spec, say)
+    except EvaluationError as error:
+        raise _Failed(str(error)) from None
+    return {DENSE if a.trial.number < 0 else str(a.trial.number): a.now for a in again}, skipped
 
 
 class _Failed(Exception):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from admm.compact import WEIGHTS_FILE
-from evaluators import OnnxPredictor, evaluate
-from evaluators.accuracy import Predict
+from evaluators import OnnxPredictor, Score, evaluate
 from evaluators.rig import measures_modules
 from search.atomic import json_text, parse_json, write_atomic
+from search.elsewhere import machine_of
 from search.errors import UserError
 from search.front import front_results
+from search.job import Job
 from search.job_file import load_job
 from search.module_rigs import LocalModules
+from search.objectives import Objectives
 from search.payload import Payload, dense_payload
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore
@@ -31,7 +34,10 @@ def read_scores(store: RunStore) -> dict[str, dict[str, Any]]:
 
 
 def score_front(
-    store: RunStore, task: PreparedTask, baseline: Baseline, results: dict[int, TrialResult]
+    store: RunStore,
+    task: PreparedTask,
+    baseline: Baseline,
+    results: dict[int, TrialResult],
 ) -> dict[str, dict[str, Any]]:
     """Score what is on the front and was never scored; {} for a task without test data. Returns all scores.
 
@@ -40,11 +46,12 @@ def score_front(
     if task.test_source is None:
         return {}
     scores = read_scores(store)
-    models = _predictors(store, task, front_results(baseline, results))
-    for name, predictor in models.items():
+    job = load_job(store.job_path)
+    chosen = front_results(baseline, results, Objectives.of(job, baseline))
+    for name, scored in _scorers(store, job, task, chosen).items():
         if name not in scores:
             try:
-                score = evaluate(predictor(), task.test_source.batches(), task.task.metric)
+                score = scored()
             except Exception as error:  # the user's metric and data are called in there
                 raise UserError(f"the test data cannot be scored: {type(error).__name__}: {error}") from error
             scores[name] = {"accuracy": score.value, "stderr": score.stderr, "samples": score.samples}
@@ -52,22 +59,35 @@ def score_front(
     return scores
 
 
-def _predictors(store: RunStore, task: PreparedTask, chosen: Sequence[TrialResult]) -> dict[str, Callable[[], Predict]]:
-    """How to open the dense network and these trials, by name, in the form whose accuracy the search went by."""
-    job = load_job(store.job_path)
+def _scorers(
+    store: RunStore, job: Job, task: PreparedTask, chosen: Sequence[TrialResult]
+) -> dict[str, Callable[[], Score]]:
+    """How to score the dense network and these trials, by name, in the form whose accuracy the search went by."""
     rig = job.deciding_rig.name
     if not measures_modules(rig):
         files = {DENSE: store.baseline_dir / MODEL_NAME}
         files |= {str(r.number): store.model_path(r.number) for r in chosen}
-        return {name: partial(OnnxPredictor, path) for name, path in files.items()}
-    modules = LocalModules([job.deciding_rig], lambda: task)
-    dense = Payload.from_bytes(dense_payload(store.baseline_dir / WEIGHTS_FILE))
+        return {name: partial(_of_file, path, task) for name, path in files.items()}
+    machine = machine_of(rig)
+    near = None if machine is not None else LocalModules([job.deciding_rig], lambda: task)
 
-    def of_trial(number: int) -> Predict:
-        return modules.predictor(rig, Payload.of_trial(store.trial_dir(number), rig))
+    def of_module(content: Callable[[], bytes]) -> Score:
+        if machine is not None:
+            return Score(**machine.ask("test", rig, content()))
+        assert near is not None
+        return near.test(rig, content())
 
-    opened: dict[str, Callable[[], Predict]] = {DENSE: partial(modules.predictor, rig, dense)}
-    return opened | {str(result.number): partial(of_trial, result.number) for result in chosen}
+    def of_trial(number: int) -> bytes:
+        return Payload.of_trial(store.trial_dir(number), rig).to_bytes()
+
+    contents: dict[str, Callable[[], bytes]] = {DENSE: partial(dense_payload, store.baseline_dir / WEIGHTS_FILE)}
+    contents |= {str(result.number): partial(of_trial, result.number) for result in chosen}
+    return {name: partial(of_module, content) for name, content in contents.items()}
+
+
+def _of_file(path: Path, task: PreparedTask) -> Score:
+    assert task.test_source is not None
+    return evaluate(OnnxPredictor(path), task.test_source.batches(), task.task.metric)
 
 
 def scores_line(scores: dict[str, dict[str, Any]], names: Iterable[str]) -> str:

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 
 from search.budget import Budget
 from search.front import front_results
+from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, TrialResult
 
 
 def final_plans(
-    baseline: Baseline, results: Mapping[int, TrialResult], *, budget: Budget | None, most: int
+    baseline: Baseline,
+    results: Mapping[int, TrialResult],
+    *,
+    budget: Budget | None,
+    most: int,
+    objectives: Objectives = LATENCY_ALONE,
 ) -> list[TrialResult]:
     """At most `most` trials of the search proper, spread over their front: within the budget, if there is one.
 
@@ -19,7 +25,7 @@ def final_plans(
     own = {n: r for n, r in results.items() if r.source != "final"}
     if budget is not None:
         own = {n: r for n, r in own.items() if budget.holds(r)}
-    chosen = front_results(baseline, own)
+    chosen = front_results(baseline, own, objectives)
     if len(chosen) <= most:
         return chosen
     # the slowest is the most accurate one: with a budget, the first to be wanted

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from search.objective_names import SIZE
+from search.objectives import LATENCY_ALONE, Objectives
 from search.pareto import front
 from search.result import STATUSES, Baseline, Status, TrialResult
 
@@ -46,6 +48,7 @@ def dense_result(baseline: Baseline) -> TrialResult:
         params=baseline.params,
         epochs=baseline.trained_epochs,
         measurements=baseline.measurements,
+        size_bytes=baseline.size_bytes,
     )
 
 
@@ -54,15 +57,18 @@ def complete_trials(results: Mapping[int, TrialResult]) -> list[TrialResult]:
     return [results[number] for number in sorted(results) if results[number].status == "complete"]
 
 
-def front_results(baseline: Baseline, results: Mapping[int, TrialResult]) -> list[TrialResult]:
+def front_results(
+    baseline: Baseline, results: Mapping[int, TrialResult], objectives: Objectives = LATENCY_ALONE
+) -> list[TrialResult]:
     """The trials that neither another trial nor the dense model dominates, by descending latency.
 
     The dense model takes part, because it can be shipped too: a trial slower and less accurate is no offer.
     """
-    trials = complete_trials(results)
-    points = [trial.dominates_key for trial in trials]
-    kept = front([*points, dense_result(baseline).dominates_key])
-    chosen = [trials[index] for index in kept if index < len(trials)]
+    points = objectives.points(results)
+    dense = (baseline.accuracy, *[1.0] * len(objectives.costs))
+    numbers = list(points)
+    kept = front([*points.values(), dense])
+    chosen = [results[numbers[index]] for index in kept if index < len(numbers)]
     return sorted(chosen, key=lambda trial: (-trial.dominates_key[1], -trial.dominates_key[0], trial.number))
 
 
@@ -70,16 +76,35 @@ def front_rows(
     baseline: Baseline,
     results: Mapping[int, TrialResult],
     within: Callable[[TrialResult], bool] | None = None,
+    objectives: Objectives = LATENCY_ALONE,
 ) -> list[dict[str, Any]]:
-    """The dense model first (trial "dense"), then the front by descending latency; keys are `COLUMNS`.
+    """The dense model first (trial "dense"), then the front by descending latency; keys are `COLUMNS`, and those of
+    `more_columns` after them.
 
     Accuracy in [0, 1], its drop in percentage points, latency in ms. `within` says whether a trial keeps the
     budget; it is asked of the dense model too, as `dense_result`. Without it `within_budget` is None.
     """
     return [
-        _row("dense" if trial.number < 0 else trial.number, trial, baseline, within)
-        for trial in (dense_result(baseline), *front_results(baseline, results))
+        _row("dense" if trial.number < 0 else trial.number, trial, baseline, within) | _more(trial, objectives)
+        for trial in (dense_result(baseline), *front_results(baseline, results, objectives))
     ]
+
+
+def more_columns(objectives: Objectives) -> tuple[str, ...]:
+    """The keys of a front row for costs that `COLUMNS` does not have: of another rig, `latency_ms:RIG` and
+    `speedup:RIG`, and `size_bytes`."""
+    of_rigs = [f"{figure}:{rig}" for rig in objectives.rigs for figure in ("latency_ms", "speedup")]
+    return (*of_rigs, *(("size_bytes",) if SIZE in objectives.costs else ()))
+
+
+def _more(trial: TrialResult, objectives: Objectives) -> dict[str, Any]:
+    known: dict[str, Any] = {"size_bytes": trial.size_bytes}
+    for rig in objectives.rigs:
+        measured = trial.measurements.get(rig, {})
+        known |= {f"latency_ms:{rig}": measured.get("latency_ms"), f"speedup:{rig}": measured.get("speedup")}
+        if trial.number < 0:  # against itself: one, but for noise
+            known[f"speedup:{rig}"] = 1.0
+    return {name: known[name] for name in more_columns(objectives)}
 
 
 def _row(

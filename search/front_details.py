@@ -8,6 +8,8 @@ from typing import Any
 from search.budget import Budget
 from search.dominance import Figures, tied_with
 from search.final_measure import Remeasured
+from search.objective_names import MACS, ON, SIZE
+from search.objectives import LATENCY_ALONE, Objectives
 from search.progress_log import accuracy_floor, progress
 from search.result import Baseline, TrialResult
 from search.sensitivity import epochs_spent
@@ -17,20 +19,25 @@ from search.store import RunStore
 NAMED = 5
 
 
-def ties(results: Mapping[int, TrialResult], on_front: Sequence[int]) -> dict[int, list[int]]:
+def ties(
+    results: Mapping[int, TrialResult], on_front: Sequence[int], objectives: Objectives = LATENCY_ALONE
+) -> dict[int, list[int]]:
     """For each trial on the front the complete trials, on it or off it, that the noise does not tell from it."""
-    figures = {n: of for n, of in ((n, Figures.of(r)) for n, r in results.items()) if of is not None}
+    figures = {n: of for n, of in ((n, Figures.of(r, objectives)) for n, r in results.items()) if of is not None}
     best = {n: figures[n] for n in on_front if n in figures}
     return tied_with(best, {n: of for n, of in figures.items() if n not in best})
 
 
 def detailed_rows(
-    rows: Sequence[Mapping[str, Any]], results: Mapping[int, TrialResult], again: Remeasured | None
+    rows: Sequence[Mapping[str, Any]],
+    results: Mapping[int, TrialResult],
+    again: Remeasured | None,
+    objectives: Objectives = LATENCY_ALONE,
 ) -> list[dict[str, Any]]:
     """The rows of `front_rows` with `tied_with` (trial numbers), and `latency_again` (ms) and `speedup_again` as
     {"median", "low", "high"}: the search's last measurement in a fresh process, None where there is none.
     """
-    tied = ties(results, [row["trial"] for row in rows if row["trial"] in results])
+    tied = ties(results, [row["trial"] for row in rows if row["trial"] in results], objectives)
     detailed = []
     for row in rows:
         now = None if again is None else again.networks.get(str(row["trial"]))
@@ -79,10 +86,15 @@ def missed_lines(rows: Sequence[Mapping[str, Any]], again: Remeasured | None, bu
 
 
 def progress_content(
-    store: RunStore, baseline: Baseline, results: Mapping[int, TrialResult], budget: Budget | None
+    store: RunStore,
+    baseline: Baseline,
+    results: Mapping[int, TrialResult],
+    budget: Budget | None,
+    objectives: Objectives = LATENCY_ALONE,
 ) -> dict[str, Any]:
-    """`progress`: a row a finished trial, epochs with those of the sensitivity table; `reference`: where it counts
-    from. The hypervolume is accuracy above the reference times the natural log of the speed-up.
+    """`progress`: a row a finished trial, epochs with those of the sensitivity table; `objectives`: by name;
+    `reference`: where it counts from. The hypervolume is accuracy above the reference times the natural log of the
+    gain in each cost: of the speed-up, and of how many times less of what else is an objective.
     """
     before = epochs_spent(store.root)
     return {
@@ -90,7 +102,9 @@ def progress_content(
             "accuracy": accuracy_floor(baseline.accuracy),
             "latency_ms": baseline.latency_ms,
             "epochs_before": round(before, 3),
+            **_dense_costs(baseline, objectives),
         },
+        "objectives": list(objectives.names),
         "progress": [
             {
                 "trial": row.trial,
@@ -98,6 +112,14 @@ def progress_content(
                 "hypervolume": round(row.hypervolume, 7),
                 "best_accuracy": None if row.best_accuracy is None else round(row.best_accuracy, 6),
             }
-            for row in progress(results, baseline, budget, before=before)
+            for row in progress(results, baseline, budget, before=before, objectives=objectives)
         ],
     }
+
+
+def _dense_costs(baseline: Baseline, objectives: Objectives) -> dict[str, Any]:
+    """The dense figures of the costs beside the deciding rig's latency, by the names of the objectives."""
+    counted = {MACS: baseline.macs, SIZE: baseline.size_bytes}
+    costs = {name: counted[name] for name in objectives.costs if name in counted}
+    latencies = {f"{ON}{rig}": baseline.measurements.get(rig, {}).get("latency_ms") for rig in objectives.rigs}
+    return costs | latencies

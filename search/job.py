@@ -25,6 +25,7 @@ from search.job_sections import (
     SparsityRange,
     Structure,
 )
+from search.objective_names import require_rigs
 from search.precision import PRECISIONS, Precision
 from search.spelling import suggest
 
@@ -65,9 +66,10 @@ class Job(Section):
     structures: Annotated[tuple[Structure, ...], Field(strict=False, min_length=1)] = ("filter",)
     layers: LayerSelection = LayerSelection()
     sparsity: SparsityRange = SparsityRange()
-    rigs: Annotated[tuple[Annotated[RigSpec, BeforeValidator(_named_rig)], ...], Field(strict=False, min_length=1)] = (
-        RigSpec(name="onnxruntime-cpu"),
-    )
+    rigs: Annotated[
+        tuple[Annotated[RigSpec, BeforeValidator(_named_rig, json_schema_input_type=RigSpec | str)], ...],
+        Field(strict=False, min_length=1),
+    ] = (RigSpec(name="onnxruntime-cpu"),)
     """The first decides; the others are measured too."""
     budget: Budget | None = None
     admm: AdmmSettings = AdmmSettings()
@@ -81,7 +83,8 @@ class Job(Section):
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
     storage: Annotated[str, Field(min_length=1)] = "runs"
-    """The folder for run folders, relative to the current folder."""
+    """The folder for run folders, relative to the current folder; or a URL (`s3://bucket/runs`) where copies of those
+    in `runs` are kept."""
 
     _source: str = PrivateAttr(default="")
     _lines: dict[Place, int] = PrivateAttr(default_factory=dict)
@@ -95,12 +98,14 @@ class Job(Section):
         mixed = [name for name in self.structures if name not in ("filter", N_OF_M)]
         if N_OF_M in self.structures and mixed:
             raise ValueError(f"structures: {N_OF_M!r} goes with 'filter' only, not with {mixed[0]!r}: leave one out")
-        if self.budget is not None and self.budget.rig is not None:
-            rigs = [rig.name for rig in self.rigs]
-            if self.budget.rig not in rigs:
-                raise ValueError(
-                    f"budget.rig: {self.budget.rig!r} is not among the rigs; {suggest(self.budget.rig, rigs)}"
-                )
+        rigs = [rig.name for rig in self.rigs]
+        try:
+            require_rigs(self.search.objectives, rigs)
+        except ValueError as error:
+            raise ValueError(f"search.objectives: {error}") from None
+        asked = None if self.budget is None else self.budget.rig
+        if asked is not None and asked not in rigs:
+            raise ValueError(f"budget.rig: {asked!r} is not among the rigs; {suggest(asked, rigs)}")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -118,6 +123,13 @@ class Job(Section):
     def deciding_rig(self) -> RigSpec:
         """The rig whose latency is searched on: the first."""
         return self.rigs[0]
+
+    def rig(self, name: str) -> RigSpec:
+        """The rig of this name. Raises `KeyError` for one that the job does not have."""
+        for spec in self.rigs:
+            if spec.name == name:
+                return spec
+        raise KeyError(name)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -149,10 +161,11 @@ class Job(Section):
 
     def load_task(self) -> Task:
         """The task that the job names; raises `UserError` with the place in the job file."""
+        from search.shipping import arrived
         from search.tasks.base import load_task
 
         try:
-            return load_task(self.task, self.task_args, self.folder)
+            return load_task(self.task, self.task_args, arrived(self.folder))
         except UserError as error:
             # What is wrong with `task` or `task_args` is mended in the job file, anything else in the user's code.
             key, _, message = str(error).partition(": ")
@@ -177,10 +190,13 @@ class Job(Section):
         seed: int | None = None,
         storage: str | None = None,
         align: int | None = None,
+        rig: str | None = None,
+        objectives: str | None = None,
     ) -> Job:
         """This job with what the command line says instead; None leaves a value as it is.
 
-        A latency or speed-up replaces the budget and keeps its rig. Raises `UserError` naming the option.
+        A latency or speed-up replaces the budget and keeps its rig. `rig` decides from now on, and the others are
+        measured after it; `objectives` are named with commas between them. Raises `UserError` naming the option.
         """
         if latency_ms is not None and speedup is not None:
             raise UserError("--latency-ms and --speedup: give one of them, not both")
@@ -190,6 +206,11 @@ class Job(Section):
         if latency_ms is not None or speedup is not None:
             rig = None if self.budget is None else self.budget.rig
             content["budget"] = {"latency_ms": latency_ms, "speedup": speedup, "rig": rig}
+        if rig is not None:
+            own = next((spec for spec in content["rigs"] if spec["name"] == rig), {"name": rig})
+            content["rigs"] = [own, *(spec for spec in content["rigs"] if spec["name"] != rig)]
+        if objectives is not None:
+            content["search"]["objectives"] = [name.strip() for name in objectives.split(",")]
         if align is not None:
             content["sparsity"]["align"] = align
         if storage is not None:

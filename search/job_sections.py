@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from search.objective_names import DEFAULT, require_objectives
 from search.spelling import nearest
 
 Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured", "n:m"]
@@ -14,7 +15,10 @@ Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured", "n:
 class Section(BaseModel):
     """A part of a job: frozen, no unknown keys, no silent conversion of text into numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The strings under the fields are what an editor tells of them: they are part of the JSON schema.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class LayerSelection(Section):
@@ -33,13 +37,16 @@ def _align(value: object) -> object:
     raise ValueError(f"must be auto or a whole number of at least 1, got {got}{mend}")
 
 
+_Align: TypeAlias = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
 class SparsityRange(Section):
     """The sparsities that the search may ask for, as fractions of the dense layer."""
 
     min: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    align: Annotated[int | str, BeforeValidator(_align)] = "auto"
+    align: Annotated[int | str, BeforeValidator(_align, json_schema_input_type=_Align)] = "auto"
     """Kept counts of filters and channels are multiples of this: `auto` measures the device's block; 1 turns it off."""
 
     @model_validator(mode="after")
@@ -58,6 +65,9 @@ class RigSpec(Section):
     precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
     """What a GPU's rig computes float32 in, or a rig of modules runs them in; None: its own choice. ONNX Runtime on a
     processor computes what the file says."""
+    resource: Annotated[str | None, Field(pattern=r"^[A-Za-z]\w*$", max_length=100)] = "latency_rig"
+    """On a cluster, the custom resource of the machines that may measure; rigs of one resource take turns. Without such
+    a machine, and for None, it is the driver's."""
 
 
 class Budget(Section):
@@ -138,6 +148,9 @@ class SearchSettings(Section):
     trials: Annotated[int, Field(ge=1)] = 32
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    objectives: Annotated[tuple[str, ...], Field(strict=False)] = DEFAULT
+    """`accuracy`, and one or two of `latency` (on the deciding rig), `latency:RIG` (on another one of the job), `size`
+    (bytes of what is shipped for the deciding rig) and `macs`."""
     early_stopping: bool = True
     warm_start: bool = True
     """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
@@ -157,6 +170,14 @@ class SearchSettings(Section):
     removed. What stays of such a trial is its result, its plan and its trace."""
     study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"
     """`sqlite` (study.db in the run folder), a `sqlite:///` URL, or `journal:PATH` for shared file systems."""
+
+    @model_validator(mode="after")
+    def _known_objectives(self) -> SearchSettings:
+        try:
+            require_objectives(self.objectives)
+        except ValueError as error:
+            raise ValueError(f"objectives: {error}") from None
+        return self
 
 
 class Resources(Section):

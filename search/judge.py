@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from search.neighbours import REACH, Known
-from search.progress_log import ACCURACY_SPAN, Area
+from search.progress_log import ACCURACY_SPAN
 from search.ridge import Features, Floats, Line
+from search.volume import covered
 
 #: Accuracy lost, in units of what the hypervolume counts, from which on a trial says little of the front's damage.
 FAR = 2.0
@@ -58,9 +59,12 @@ class Judge:
         loss = np.asarray([floor + ACCURACY_SPAN - known[i].figures.accuracy for i in at_first])
         weights = 1.0 / (1.0 + np.square(np.maximum(loss, 0.0) / (FAR * ACCURACY_SPAN)))
         self._loss = drawn(Line(first_rows, loss, weights), rows.shape[1])
-        self._latency = drawn(Line(rows, np.asarray([-math.log(k.figures.speedup) for k in known])), rows.shape[1])
+        self._costs = [
+            drawn(Line(rows, np.asarray([-math.log(gain) for gain in of_one])), rows.shape[1])
+            for of_one in zip(*(k.figures.gains for k in known), strict=True)
+        ]
         self._excess = drawn(Line(over_rows, np.log1p(np.asarray(excesses))), rows.shape[1]) if len(excesses) else None
-        self._area = Area(floor)
+        self._area = covered(floor, len(self._costs))
         for k in known if inherit else [known[i] for i in at_first]:
             if k.excess is None or k.excess <= 0.0:
                 self._area.add(*k.figures.point)
@@ -74,8 +78,8 @@ class Judge:
         """The hypervolume that each plan would add; with a budget the more, the nearer it ends under it."""
         rows = self._features.of(plans)
         accuracy = self._accuracy(rows) + self._lift(plans)
-        latency = np.exp(np.clip(self._latency.at(rows), -30.0, 30.0))
-        gains = np.asarray([self._area.gain(float(a), float(t)) for a, t in zip(accuracy, latency, strict=True)])
+        costs = [np.exp(np.clip(line.at(rows), -30.0, 30.0)) for line in self._costs]
+        gains = np.asarray([self._area.gain(*map(float, point)) for point in zip(accuracy, *costs, strict=True)])
         if self._excess is not None:
             excess = self._excess.at(rows)
             gains *= np.where(excess <= 0.0, np.exp(np.clip(excess / REACH, -20.0, 0.0)), 0.0)

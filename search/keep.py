@@ -18,6 +18,7 @@ from search.export import candidates
 from search.front import complete_trials, front_results
 from search.front_details import ties
 from search.job import Job
+from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore
 
@@ -29,15 +30,20 @@ NEXT_BEST = 8
 LARGE_BYTES = 10**9
 
 
-def wanted(baseline: Baseline, results: Mapping[int, TrialResult], budget: Budget | None) -> set[int]:
+def wanted(
+    baseline: Baseline,
+    results: Mapping[int, TrialResult],
+    budget: Budget | None,
+    objectives: Objectives = LATENCY_ALONE,
+) -> set[int]:
     """Numbers of the trials whose weights are kept: the front, what is tied with it, the front and the `NEXT_BEST`
     within the budget, and the trials that these began with, without which they cannot be trained again.
     """
-    kept = {trial.number for trial in front_results(baseline, results)}
-    kept |= {other for others in ties(results, sorted(kept)).values() for other in others}
+    kept = {trial.number for trial in front_results(baseline, results, objectives)}
+    kept |= {other for others in ties(results, sorted(kept), objectives).values() for other in others}
     if budget is not None:
         within = {n: r for n, r in results.items() if r.status == "complete" and budget.holds(r)}
-        kept |= {trial.number for trial in front_results(baseline, within)}
+        kept |= {trial.number for trial in front_results(baseline, within, objectives)}
         if within:
             kept |= {trial.number for trial in candidates(baseline, within, budget=budget)[:NEXT_BEST]}
     return kept | _began_with(kept, results)
@@ -77,7 +83,7 @@ def remove_unwanted(store: RunStore, job: Job, baseline: Baseline, results: Mapp
     """
     if job.search.keep_weights == "all":
         return 0
-    kept = wanted(baseline, results, Budget.of(job))
+    kept = wanted(baseline, results, Budget.of(job), Objectives.of(job, baseline))
     removed = 0
     for trial in complete_trials(results):
         if trial.number in kept:

@@ -57,6 +57,8 @@ class WarmPlan:
     """Less the margin: at least `asked`."""
     damage: float
     """Predicted: comparable among plans of one table only."""
+    source: str = "warm start"
+    """What found it."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -66,6 +68,7 @@ class WarmPlan:
             "speedup": self.speedup,
             "safe_speedup": self.safe_speedup,
             "damage": self.damage,
+            "source": self.source,
         }
 
 
@@ -149,7 +152,11 @@ class Problem:
         """The sum over the dimensions."""
         return math.fsum(float(d[s]) for d, s in zip(self.damages, steps, strict=True))
 
-    def plan(self, steps: Steps, asked: float) -> WarmPlan:
+    def steps_of(self, params: Mapping[str, int]) -> Steps:
+        """A plan of the space as the ladder has them."""
+        return tuple(params[name] for name in self._names)
+
+    def plan(self, steps: Steps, asked: float, source: str = "warm start") -> WarmPlan:
         """As it is handed out."""
         params = dict(zip(self._names, steps, strict=True))
         relative = self._forecast.relative(params)
@@ -159,6 +166,7 @@ class Problem:
             speedup=1.0 / relative,
             safe_speedup=1.0 / (relative * (1.0 + self._forecast.margin)),
             damage=self.damage(steps),
+            source=source,
         )
 
     def _whole_path(self) -> list[Steps]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from search.errors import UserError
 from search.front import complete_trials, front_results
 from search.job import Job, RigSpec
 from search.job_file import load_job
+from search.objectives import Objectives
+from search.on_rigs import seen_by
 from search.remeasured import (
     Again,
     folder_measure,
@@ -153,14 +156,15 @@ def measure_run(
         raise UserError("--all-trials and --trial were given: leave one of them out")
     store = RunStore.open(root)
     job = load_job(store.job_path)
+    store.see_through(partial(seen_by, job))
     spec, baseline = _rig_spec(job, rig, threads, batch), store.read_baseline()
     try:
         measure = folder_measure(store, job, spec)
     except RigUnavailable as error:
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
     results = store.results()
-    before = front_results(baseline, results)
-    wanted = _chosen(results, trials) if trials else complete_trials(results) if all_trials else before
+    before = front_results(baseline, results, Objectives.of(job, baseline))
+    wanted = _chosen(store, results, trials) if trials else complete_trials(results) if all_trials else before
     with writable_folder(store.root / FOLDER), progress() as say:
         again, skipped = measure_again(store, job, baseline, wanted, measure, spec, say)
         if wanted and len(again) == 1:
@@ -185,11 +189,13 @@ def measure_run(
         raise failure
 
 
-def _chosen(results: Mapping[int, TrialResult], trials: Sequence[int]) -> list[TrialResult]:
+def _chosen(store: RunStore, results: Mapping[int, TrialResult], trials: Sequence[int]) -> list[TrialResult]:
     """The trials of these numbers, each once. Raises `UserError` for one that has no network."""
     complete = {trial.number: trial for trial in complete_trials(results)}
     for number in trials:
         if number not in complete:
+            if (why := store.unseen_for(number)) is not None:
+                raise UserError(f"--trial {number}: {why}: `prunefront search {store.root}` measures it there")
             ended = f"is {results[number].status}" if number in results else "is not in this run"
             raise UserError(f"--trial {number}: it {ended}, and only complete trials have a network to measure")
     return [complete[number] for number in dict.fromkeys(trials)]

@@ -17,11 +17,13 @@ import numpy as np
 from search.dominance import Figures
 from search.judge import Judge
 from search.neighbours import REACH, Known, Neighbourhood, Steps, parents
-from search.progress_log import ACCURACY_SPAN, Area, accuracy_floor
+from search.objectives import LATENCY_ALONE, Gain, Objectives
+from search.progress_log import ACCURACY_SPAN, accuracy_floor
 from search.result import TrialResult
 from search.ridge import Features, Floats
 from search.shares import pick, shares
 from search.space import Space
+from search.volume import covered
 
 #: Trials with figures before the neighbourhood of the best of them is worth a look.
 FIRST = 6
@@ -29,8 +31,9 @@ FIRST = 6
 GUIDED = 0.9
 #: The source that trains a plan of the front for longer, from its own weights.
 AGAIN = "again"
-#: Share of the accuracy missing to the dense network that a plan is expected to gain the second time it is trained.
-RISE = 0.35
+#: Share of the accuracy missing to the dense network that a plan is expected to gain the second time it is trained, and
+#: how that share falls from one time to the next.
+RISE, FADING_RISE = 0.4, 0.7
 #: Trials that a forecast is fitted to, beside those on the front or near it.
 LATEST = 600
 #: No plan is trained for more than so many times the schedule.
@@ -60,7 +63,9 @@ class Memory:
         cost: Callable[[Steps], float] | None = None,
         *,
         again: bool = False,
+        objectives: Objectives = LATENCY_ALONE,
     ) -> None:
+        self._objectives = objectives
         self._neighbourhood = Neighbourhood(space, cost=cost, deepen=again)
         self._features = Features(space)
         self._sources = (kind, "neighbour", *([AGAIN] if again else []))
@@ -68,7 +73,7 @@ class Memory:
         self._told: dict[int, _Told] = {}
         self._numbers: list[int] = []
         self._history: list[tuple[str, float, float]] = []
-        self._area = Area(0.0)
+        self._area = covered(0.0, len(objectives.costs))
         self._stale = True
         self._parents: list[tuple[Known, float]] | None = None
 
@@ -110,8 +115,10 @@ class Memory:
             longer = known.stretch + 1.0
             if longer > LONGEST_AGAIN or seen(known.steps, longer):
                 continue
-            rise = RISE**known.stretch * max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
-            gain = self._area.gain(known.figures.accuracy + rise, 1.0 / known.figures.speedup)
+            missing = max(dense - known.figures.accuracy, 0.1 * ACCURACY_SPAN)
+            rise = RISE * FADING_RISE ** (known.stretch - 1.0) * missing
+            accuracy, *costs = known.figures.point
+            gain = self._area.gain(accuracy + rise, *costs)
             if known.excess is not None:
                 gain *= math.exp(max(known.excess, -20.0 * REACH) / REACH)
             if gain > best:
@@ -124,7 +131,7 @@ class Memory:
 
     def learn(self, result: TrialResult, source: str, steps: Steps, excess: float | None) -> None:
         """File a result; told again, it replaces what was recalled."""
-        figures = Figures.of(result)
+        figures = Figures.of(result, self._objectives)
         if self._dense_accuracy is None and result.accuracy is not None and result.accuracy_drop is not None:
             self._dense_accuracy = result.accuracy + result.accuracy_drop / 100.0
             self._stale = True
@@ -143,10 +150,11 @@ class Memory:
         stretch: float = 1.0,
     ) -> None:
         """File what the study says of a complete trial, unless the result was learned already."""
-        accuracy, latency = values
-        if number in self._told or not latency > 0.0:
+        accuracy, *costs = values
+        if number in self._told or not all(cost > 0.0 for cost in costs):
             return
-        figures = Figures(accuracy=accuracy, speedup=1.0 / latency)
+        others = tuple(Gain(value=1.0 / cost) for cost in costs[1:])
+        figures = Figures(accuracy=accuracy, speedup=1.0 / costs[0], others=others)
         known = Known(steps=steps, figures=figures, excess=excess, stretch=stretch)
         self._file(number, self._told_of(source, 1.0, known, steps, excess))
 
@@ -184,7 +192,7 @@ class Memory:
         """Each source's share of the proposals, by what its trials gained, in the order of their numbers."""
         floor = self.floor
         if self._stale or self._area.floor != floor:
-            self._area = Area(floor)
+            self._area = covered(floor, len(self._objectives.costs))
             self._history = [self._gain(self._told[number]) for number in self._numbers]
             self._stale = False
         return shares(self._sources, self._history)

@@ -16,7 +16,7 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study import DIRECTIONS, quiet
+from search.study import quiet
 
 #: What TPE notes of a proposal while it runs, so that others see it before its parameters are set; here they are.
 SCRATCH = "tpe:relative_params"
@@ -38,7 +38,9 @@ class Mirror:
     def _copy(self) -> None:
         self._stale = False
         self._memory = optuna.create_study(
-            storage=optuna.storages.InMemoryStorage(), sampler=self._make(self._copies), directions=list(DIRECTIONS)
+            storage=optuna.storages.InMemoryStorage(),
+            sampler=self._make(self._copies),
+            directions=self.study.directions,
         )
         self._copies += 1
         self._ids: list[int] = []

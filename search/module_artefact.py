@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from admm.bounded import PLAN_BYTES, read_bounded
 from admm.compact import PLAN_FILE, load_pruned
 from admm.groupmap import GroupMap
 from admm.kept import Kept
@@ -119,7 +120,7 @@ def load_measured(model: nn.Module, folder: Path | str, rig: str | None = None) 
     folder = Path(folder)
     small = load_pruned(model, folder)
     try:
-        forms = module_forms(json.loads((folder / PLAN_FILE).read_bytes()))
+        forms = module_forms(json.loads(read_bounded(folder / PLAN_FILE, PLAN_BYTES)))
         known = ", ".join(forms) or "none: load_pruned gives the pruned network"
         if rig is None and len(forms) != 1:
             raise UserError(f"{folder}: say which rig's module to load, those that measured it are {known}")

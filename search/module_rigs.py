@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -17,6 +17,8 @@ from evaluators.parity import FLOOR, compare
 from evaluators.rig import ModuleRig, measures_modules
 from search.alignment import open_module_rig
 from search.artefact import RANDOM, REAL, random_like
+from search.elsewhere import machine_of
+from search.errors import UserError
 from search.job import Job, RigSpec
 from search.payload import Payload
 from search.tasks.base import PreparedTask
@@ -57,6 +59,56 @@ def of_modules(job: Job) -> tuple[RigSpec, ...]:
 def of_files(job: Job) -> tuple[RigSpec, ...]:
     """The rigs of the job that measure ONNX files."""
     return tuple(spec for spec in job.rigs if not measures_modules(spec.name))
+
+
+#: Asks a rig's actor: (method, rig, arguments).
+Ask: TypeAlias = Callable[..., Any]
+
+
+class AskedModules:
+    """Asks the actors of rigs on another machine, or in another process; implements `Modules`."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def measure(self, rig: str, candidate: bytes, reference: bytes) -> Measurement:
+        return Measurement.from_dict(self._ask("measure", rig, candidate, reference))
+
+    def lower(self, rig: str, content: bytes) -> Lowered:
+        said, lowered = self._ask("lower", rig, content)
+        return Lowered.from_dict(said, lowered)
+
+    def judge(self, rig: str, content: bytes) -> Judged:
+        parity, score = self._ask("judge", rig, content)
+        return Judged(parity=ParityReport(**parity), score=Score(**score))
+
+
+class EitherModules:
+    """Asks for each rig who has it: `far` for the rigs named, `near` for the others; implements `Modules`."""
+
+    def __init__(self, far: Modules, rigs: Sequence[str], near: Modules) -> None:
+        self._far, self._rigs, self._near = far, rigs, near
+
+    def _of(self, rig: str) -> Modules:
+        return self._far if rig in self._rigs else self._near
+
+    def measure(self, rig: str, candidate: bytes, reference: bytes) -> Measurement:
+        return self._of(rig).measure(rig, candidate, reference)
+
+    def lower(self, rig: str, content: bytes) -> Lowered:
+        return self._of(rig).lower(rig, content)
+
+    def judge(self, rig: str, content: bytes) -> Judged:
+        return self._of(rig).judge(rig, content)
+
+
+def opened_modules(specs: Sequence[RigSpec], load: Callable[[], PreparedTask]) -> Modules:
+    """Who answers for these rigs of modules, here or where `search.elsewhere` says."""
+    far = {spec.name: machine for spec in specs if (machine := machine_of(spec.name)) is not None}
+    near = LocalModules([spec for spec in specs if spec.name not in far], load)
+    if not far:
+        return near
+    return EitherModules(AskedModules(next(iter(far.values())).ask), list(far), near)
 
 
 class LocalModules:
@@ -100,6 +152,13 @@ class LocalModules:
         if not parity.ok:
             raise ParityError(replace(parity, reason=f"{rig} in {opened.precision}: {parity.reason}"))
         return Judged(parity=parity, score=evaluate(predict, task.val_batches(), task.task.metric))
+
+    def test(self, rig: str, content: bytes) -> Score:
+        """The metric on the test data. Raises `UserError` for a task without them."""
+        task = self._prepared()
+        if task.test_source is None:
+            raise UserError(f"task {task.task.name!r} gives no test data on the rig's machine")
+        return evaluate(self.predictor(rig, Payload.from_bytes(content)), task.test_source.batches(), task.task.metric)
 
     def predictor(self, rig: str, payload: Payload) -> Predict:
         """What the module answers as its rig runs it; its errors are `RigError`s."""

@@ -29,13 +29,13 @@ class Watcher:
     """
 
     def __init__(self) -> None:
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Watcher:
         if (_PROC / "self" / "environ").exists():
             # A session of its own: Ctrl-C and a closed terminal are for the driver to see.
-            command = [sys.executable, "-I", "-S", __file__, self._mark]
+            command = [sys.executable, "-I", "-S", __file__, self.mark]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         return self
 
@@ -44,13 +44,17 @@ class Watcher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.communicate(timeout=10)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process that is to end with this one is started with, beside all else."""
+        # Ray's processes give themselves a title, and would write it over their environment.
+        return {MARK: self.mark, "SPT_NOENV": "1"}
+
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
         """Processes started in here, and theirs, end with this one."""
-        # Ray's processes give themselves a title, and would write it over their environment.
-        ours = {MARK: self._mark, "SPT_NOENV": "1"}
-        before = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The Pareto front of (accuracy, latency) points: accuracy up, latency down. NumPy only."""
+"""The Pareto front of (accuracy, cost, ...) points: accuracy up, costs down. NumPy only."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy.typing as npt
 _Floats = npt.NDArray[np.float64]
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[_Floats, _Floats]:
-    table = np.asarray(points, dtype=np.float64).reshape(len(points), 2)
-    return table[:, 0], table[:, 1]
+def front(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Ascending indices of the (accuracy, cost, ...) points that no other point dominates.
 
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Ascending indices of the (accuracy, latency) points that no other point dominates, in O(n log n).
-
-    A point dominates another when it is at least as accurate and at least as fast, and better in one of
-    the two: exact ties therefore all stay. A point with a NaN is never on the front and dominates nothing.
+    A point dominates another when it is at least as accurate and costs no more of anything, and is better in one of
+    them: exact ties therefore all stay. A point with a NaN is never on the front and dominates nothing. In
+    O(n log n) for one cost, in O(n x front) for more. Raises `ValueError` for points of unequal length.
     """
-    accuracy, latency = _columns(points)
-    known = np.flatnonzero(~(np.isnan(accuracy) | np.isnan(latency)))
+    if not points:
+        return []
+    table = np.asarray(points, dtype=np.float64).reshape(len(points), -1)
+    known = np.flatnonzero(~np.isnan(table).any(axis=1))
     if known.size == 0:
         return []
+    if table.shape[1] != 2:
+        return _front_of_many(table, known)
+    accuracy, latency = table[:, 0], table[:, 1]
     order = known[np.lexsort((-accuracy[known], latency[known]))]
     a, t = accuracy[order], latency[order]
     # From fast to slow, a point counts when it beats everything faster; its exact ties follow it directly.
@@ -36,6 +37,23 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     tie = np.cumsum(opens_tie) - 1
     kept = beats_faster[opens_tie][tie]
     return [int(index) for index in np.sort(order[kept])]
+
+
+def _front_of_many(table: _Floats, known: npt.NDArray[np.intp]) -> list[int]:
+    """Of the rows `known` of [points, accuracy and costs]: best first, each strikes out what it dominates."""
+    losses = table[known]
+    losses[:, 0] = -losses[:, 0]
+    order = np.lexsort(losses.T[::-1])
+    left, losses = known[order], losses[order]
+    kept: list[int] = []
+    while left.size:
+        # nothing that sorts later dominates the first, and what dominated it has been struck out with it before
+        first = losses[0]
+        kept.append(int(left[0]))
+        stays = (losses < first).any(axis=1) | (losses == first).all(axis=1)
+        stays[0] = False
+        left, losses = left[stays], losses[stays]
+    return sorted(kept)
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

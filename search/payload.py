@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from admm.bounded import HEADER_BYTES, PLAN_BYTES, read_bounded
 from admm.compact import PLAN_FILE, WEIGHTS_FILE, plain_state, rebuild
 from admm.errors import PruneError
 from admm.kept import Kept
@@ -46,9 +47,9 @@ class Payload:
     def of_trial(cls, folder: Path, rig: str) -> Payload:
         """Of a finished trial's folder, in the form that this rig measured; plain where it did not."""
         try:
-            plan = json.loads((folder / PLAN_FILE).read_bytes())
+            plan = json.loads(read_bounded(folder / PLAN_FILE, PLAN_BYTES))
             choices = module_forms(plan).get(rig, {}).get("lowering", {})
-            return cls(state=load_file(folder / WEIGHTS_FILE), kept=plan["kept"], choices=_choices(choices))
+            return cls(state=_read(folder / WEIGHTS_FILE), kept=plan["kept"], choices=_choices(choices))
         except OSError as error:
             raise EvaluationError(f"its weights or plan are gone: {one_line(error)}") from None
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -68,6 +69,8 @@ class Payload:
     @classmethod
     def from_bytes(cls, content: bytes) -> Payload:
         """Read what `to_bytes` wrote; raises `EvaluationError` for anything else."""
+        if len(content) > MOST_BYTES + HEADER_BYTES:
+            raise EvaluationError(f"not a module for a rig: it holds {len(content)} bytes, at most {MOST_BYTES}")
         try:
             # github.com/huggingface/safetensors: eight bytes with the length of the JSON header, then the header.
             length = int.from_bytes(content[:8], "little")
@@ -100,9 +103,13 @@ def _choices(content: Any) -> dict[str, str]:
     return content
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    return load(read_bounded(path, MOST_BYTES + HEADER_BYTES))
+
+
 def dense_payload(path: Path) -> bytes:
     """The dense network of a run, from its weights file."""
     try:
-        return Payload(state=load_file(path), kept={}).to_bytes()
+        return Payload(state=_read(path), kept={}).to_bytes()
     except (OSError, SafetensorError) as error:
         raise EvaluationError(f"{path} cannot be read, and every network is measured against it: {error}") from None

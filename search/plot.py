@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from search.atomic import write_atomic
 from search.clocks import clock_words
 from search.front import complete_trials, front_results
+from search.objectives import LATENCY_ALONE, Objectives
 from search.pareto import front
 from search.result import Baseline, TrialResult
 
@@ -32,12 +33,14 @@ def plot_front(
     budget_latency_ms: float | None = None,
     title: str = "",
     clock: str | None = None,
+    objectives: Objectives = LATENCY_ALONE,
 ) -> None:
     """Write the plot to `path` as PNG: every complete trial, the front as a step line, dense and budget.
 
     Latencies are the dense one over the paired speed-up, so that all points are of one moment. The step line is the
-    best accuracy to be had within a latency. Points far below the front stand as arrows on the lower edge, so that
-    they do not flatten it. Raises `StoreError` when the file cannot be written.
+    best accuracy to be had within a latency; with other `objectives`, trials of their front lie below it. Points far
+    below the front stand as arrows on the lower edge, so that they do not flatten it. Raises `StoreError` when the file
+    cannot be written.
     """
     # Only here: importing Matplotlib costs a command that draws nothing half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,7 +49,7 @@ def plot_front(
     figure = Figure(figsize=(8.0, 5.0), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    chosen = front_results(baseline, results)
+    chosen = front_results(baseline, results, objectives)
     members = {trial.number for trial in chosen}
     dense = (baseline.accuracy, baseline.latency_ms)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from admm.bounded import read_bounded
 from admm.errors import PlanError
 from admm.plan import PruningPlan
 from search.errors import UserError
@@ -39,9 +40,7 @@ def read_points(path: Path, space: Space) -> list[dict[str, int]]:
 
 def _plans(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"--points {path}: it is larger than {MOST_BYTES // 2**20} MB: give fewer plans")
-        content = json.loads(path.read_text())
+        content = json.loads(read_bounded(path, MOST_BYTES))
     except OSError as error:
         raise UserError(f"--points {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

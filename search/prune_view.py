@@ -67,7 +67,8 @@ class PruneView:
         """The layers, the three accuracies, the shipped file, and what the user must know of it."""
         width = max(WIDTH, self._console.width) if self._console.is_terminal else WIDTH
         wide = Console(file=self._console.file, width=width, force_terminal=self._console.is_terminal, highlight=False)
-        self._say("layers, kept/dense, with residuals and rho of their weights when ADMM ended:")
+        told = ", with residuals and rho of their weights when ADMM ended" if pruned.trace.records else ""
+        self._say(f"layers, kept/dense{told}:")
         wide.print(layer_table(layer_rows(self._bench.dense, pruned), width))
         trace, baseline = pruned.trace, self._bench.baseline
         parts = {
@@ -127,8 +128,8 @@ class LayerRow:
 
 
 def layer_rows(dense: nn.Module, pruned: PruneResult) -> list[LayerRow]:
-    """The prunable layers in model order, counted in the network that is shipped."""
-    last = pruned.trace.records[-1]
+    """The prunable layers in model order, counted in the network that is shipped; without ADMM no residuals."""
+    last = pruned.trace.records[-1] if pruned.trace.records else None
     rows = []
     for name, layer in prunable_layers(dense).items():
         found = pruned.model.get_submodule(name)
@@ -136,7 +137,8 @@ def layer_rows(dense: nn.Module, pruned: PruneResult) -> list[LayerRow]:
         weight = small.get_parameter("weight").detach()
         was, now = canonical(layer, layer.weight.detach()), canonical(small, weight)
         left = now != 0
-        figures = {key: getattr(last, key).get(f"{name}.weight") for key in ("primal", "dual", "rho")}
+        residuals = {} if last is None else {"primal": last.primal, "dual": last.dual, "rho": last.rho}
+        figures = {key: values.get(f"{name}.weight") for key, values in residuals.items()}
         rows.append(
             LayerRow(
                 name=name,

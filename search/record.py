@@ -12,9 +12,12 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from admm.bounded import read_bounded
 from search.atomic import disk_errors, json_text, parse_json
 from search.result import SCHEMA, Baseline, TrialResult
 
+#: No record of ours comes near it.
+MOST_BYTES = 256 * 2**20
 RESULT_NAME = "result.json"
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -96,12 +99,17 @@ def _check(types: Mapping[str, TypeAdapter[Any]], content: Mapping[str, Any]) ->
             raise ValueError(f"{place}: {first['msg']}, got {first['input']!r:.80}") from None
 
 
+def is_number(name: str) -> bool:
+    """Whether a folder of this name is a trial's."""
+    return _NUMBER.fullmatch(name) is not None
+
+
 def numbered(folder: Path) -> list[int]:
     """The entries of `folder` that are named as trials are, ascending; everything else is passed over."""
     with disk_errors("read", folder):
         if not folder.exists():
             return []
-        return sorted(int(name) for name in os.listdir(folder) if _NUMBER.fullmatch(name))
+        return sorted(int(name) for name in os.listdir(folder) if is_number(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,7 @@ class ResultCache:
             known = self._seen.get(number)
             if known is not None and known.stamp == stamp:
                 return known
-            result = parse_result(path.read_bytes())
+            result = parse_result(read_bounded(path, MOST_BYTES))
             if result.number != number:
                 raise ValueError(f"it is that of trial {result.number}")
         except FileNotFoundError:

@@ -20,7 +20,7 @@ from search.budget import Budget
 from search.errors import UserError
 from search.front import dense_result
 from search.job import Job, RigSpec
-from search.module_rigs import LocalModules, of_files, of_modules
+from search.module_rigs import of_files, of_modules, opened_modules
 from search.pareto import front
 from search.payload import Payload
 from search.result import Baseline, TrialResult
@@ -103,7 +103,7 @@ def folder_measure(store: RunStore, job: Job, spec: RigSpec) -> Callable[[Path],
     the run ships no ONNX files.
     """
     if measures_modules(spec.name):
-        modules = LocalModules([spec], lambda: prepare_task(job)[0])
+        modules = opened_modules([spec], lambda: prepare_task(job)[0])
         dense_job = job.model_copy(update={"rigs": (spec,)})
         dense = dense_forms(store, dense_job).of(spec.name)
 

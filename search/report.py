@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+SIZE_KEY = "size_bytes"
 #: Characters beyond which no table of figures grows.
 WIDEST = 1000
 
@@ -55,6 +56,10 @@ def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
         table.add_column("type", no_wrap=True)
     if budget:
         table.add_column("within\nbudget", justify="center", no_wrap=True)
+    more = _more_keys(rows)
+    for key in more:
+        name, _, rig = key.partition(":")
+        table.add_column(f"{name.removesuffix('_ms')}\n{escape(rig)}" if rig else "size", justify="right", no_wrap=True)
     for row in rows:
         cells = [
             str(row["trial"]),
@@ -70,8 +75,22 @@ def rich_table(rows: Sequence[Mapping[str, Any]], clock: str) -> Table:
             cells.append(str(row["precision"]))
         if budget:
             cells.append({True: "yes", False: "no", None: ""}[row["within_budget"]])
+        cells += [_more_cell(key, row[key]) for key in more]
         table.add_row(*cells, style="bold" if row["trial"] == "dense" else None)
     return table
+
+
+def _more_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The costs that the rows have beside those of every table, see `more_columns`."""
+    return [key for key in (rows[0] if rows else ()) if key == SIZE_KEY or key.startswith(("latency_ms:", "speedup:"))]
+
+
+def _more_cell(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if key == SIZE_KEY:
+        return f"{short_count(round(value))}B"
+    return f"{value:.2f}x" if key.startswith("speedup:") else f"{value:#.4g}".rstrip(".")
 
 
 def print_whole(console: Console, table: Table) -> None:
@@ -118,7 +137,8 @@ def write_front(
     }
     write_atomic(store.root / "front.json", json_text(content))
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = [*COLUMNS, *_more_keys(rows)]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(store.root / "front.csv", text.getvalue())

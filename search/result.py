@@ -44,6 +44,8 @@ class TrialResult:
     compression_x: float | None = None
     macs: int | None = None
     params: int | None = None
+    size_bytes: int | None = None
+    """Of what is shipped for the deciding rig: the ONNX file, or the module's weights."""
     epochs: float = 0.0
     """Training spent: samples run forward and backward / training-set size."""
     seconds: float = 0.0
@@ -59,6 +61,8 @@ class TrialResult:
     measurements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     accuracies: Mapping[str, float] = field(default_factory=dict)
     """Validation metric of the form that each rig measured, by the rig's name."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the form that each rig measured."""
     rungs: tuple[tuple[int, float], ...] = ()
     """(ADMM iteration, validation accuracy of the projected weights) as reported while training."""
     lowered: Mapping[str, Any] | None = None
@@ -147,6 +151,10 @@ class Baseline:
     """Non-zero prunable weights (no bias, no BN): the numerator of `compression_x`."""
     measurements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trained_epochs: float = 0.0
+    size_bytes: int | None = None
+    """Of the form that the deciding rig takes."""
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    """Validation metric of the form that each rig measured, by the rig's name."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""

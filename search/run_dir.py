@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from search.atomic import StoreError, disk_errors
@@ -21,19 +22,26 @@ def check_name(name: str, what: str) -> str:
     )
 
 
-def next_run_dir(storage: Path, name: str | None, job_stem: str) -> Path:
+def next_run_dir(storage: Path, name: str | None, job_stem: str, elsewhere: Collection[str] = ()) -> Path:
     """Make and return the empty folder of a new run in `storage`.
 
     With a `name`, that folder must be new; without one it is `<job_stem>-001`, `-002`, ... Making the folder
-    here reserves it: two commands started together never share one. Raises `StoreError`.
+    here reserves it: two commands started together never share one. `elsewhere` are the names of runs whose copies
+    are kept in another place. Raises `StoreError`.
     """
     if name is not None:
+        if name in elsewhere:
+            raise StoreError(
+                f"run {name} exists already where copies go: `prunefront search URL/{name}` goes on with it, or choose "
+                f"another --name"
+            )
         return _named(storage, check_name(name, "a run's name"))
     stem = re.sub(r"[^\w.+-]+", "-", job_stem)[:80].strip("-.+") or "run"
     with disk_errors("make a run folder in", storage):
         storage.mkdir(parents=True, exist_ok=True)
         numbered = re.compile(re.escape(stem) + r"-(\d{3,9})", re.ASCII)
-        taken = [int(match[1]) for entry in storage.iterdir() if (match := numbered.fullmatch(entry.name))]
+        entries = [*(entry.name for entry in storage.iterdir()), *elsewhere]
+        taken = [int(match[1]) for entry in entries if (match := numbered.fullmatch(entry))]
         number = max(taken, default=0)
         while True:
             number += 1

@@ -1,6 +1,6 @@
-"""Early stopping for two objectives: successive halving by non-dominated layers, as a Ray Tune scheduler.
+"""Early stopping for several objectives: successive halving by non-dominated layers, as a Ray Tune scheduler.
 
-A rung is an ADMM iteration. There, the projected weights' validation accuracy and the network's latency (of its shapes)
+A rung is an ADMM iteration. There, the projected weights' validation accuracy and what the network costs (its shapes)
 place a trial among all that passed the rung; what lies in the worse half of the layers is stopped before more is spent.
 (Successive halving: Jamieson & Talwalkar 2016; layers by non-domination: NSGA-II, Deb et al. 2002, section III-A.)
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from search.objectives import LATENCY_ALONE, Objectives
 from search.pareto import front
 from search.result import TrialResult
 
@@ -28,8 +29,8 @@ def rung_iterations(iterations: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, math.ceil(iterations * 2 / 3)), iterations}))
 
 
-def layers(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The non-dominated layer of each (accuracy up, latency down), 0 the best; NaN in a last layer of its own."""
+def layers(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """The non-dominated layer of each (accuracy up, costs down), 0 the best; NaN in a last layer of its own."""
     rank = [-1] * len(points)
     left = list(range(len(points)))
     layer = 0
@@ -49,26 +50,28 @@ class RungBoard:
     """What trials showed at each rung; knows no Ray, so that it can be tested and filled from old results."""
 
     rungs: tuple[int, ...]
-    points: dict[int, dict[int, tuple[float, float]]] = field(default_factory=dict)
-    """rung -> trial number -> (accuracy, latency)."""
+    points: dict[int, dict[int, tuple[float, ...]]] = field(default_factory=dict)
+    """rung -> trial number -> (accuracy, costs relative to dense)."""
     stopped: dict[int, str] = field(default_factory=dict)
     """trial number -> why it was stopped."""
+    objectives: Objectives = LATENCY_ALONE
 
     def fill(self, results: Mapping[int, TrialResult]) -> None:
         """Take over what earlier starts recorded."""
         for number, result in results.items():
-            if result.speedup is None:
+            costs = self.objectives.relative(result)
+            if costs is None:
                 continue
             for iteration, accuracy in result.rungs:
                 if iteration in self.rungs:
-                    self.points.setdefault(iteration, {})[number] = (accuracy, 1.0 / result.speedup)
+                    self.points.setdefault(iteration, {})[number] = (accuracy, *costs)
 
-    def verdict(self, number: int, rung: int, accuracy: float, latency: float) -> str | None:
-        """Record a trial at a rung; the reason to stop it, or None to go on."""
+    def verdict(self, number: int, rung: int, accuracy: float, *costs: float) -> str | None:
+        """Record a trial at a rung, with its costs relative to dense; the reason to stop it, or None to go on."""
         if rung not in self.rungs:
             return None
         board = self.points.setdefault(rung, {})
-        board[number] = (accuracy, latency)
+        board[number] = (accuracy, *costs)
         if len(board) < ENOUGH:
             return None
         numbers = list(board)
@@ -91,9 +94,9 @@ class RungScheduler(FIFOScheduler):
         self._board = board
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        """STOP or CONTINUE, by the report's `number`, `rung`, `rung_accuracy` and `rung_latency`."""
-        accuracy, latency = result.get("rung_accuracy"), result.get("rung_latency")
-        if accuracy is None or latency is None or result.get("done"):
+        """STOP or CONTINUE, by the report's `number`, `rung`, `rung_accuracy` and `rung_costs`."""
+        accuracy, costs = result.get("rung_accuracy"), result.get("rung_costs")
+        if accuracy is None or costs is None or result.get("done"):
             return str(TrialScheduler.CONTINUE)
-        reason = self._board.verdict(int(result["number"]), int(result["rung"]), float(accuracy), float(latency))
+        reason = self._board.verdict(int(result["number"]), int(result["rung"]), float(accuracy), *map(float, costs))
         return str(TrialScheduler.CONTINUE if reason is None else TrialScheduler.STOP)

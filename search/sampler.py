@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 from admm.plan import PruningPlan
 from search.atomic import StoreError
 from search.budget import Budget
-from search.filed import STATES, constraints_of, filed, noted, steps_to, stretch_of, values_of
+from search.filed import constraints_of, filed, noted, state_of, steps_to, stretch_of, values_of
 from search.memory import Memory
 from search.mirror import Mirror
+from search.objectives import LATENCY_ALONE, Objectives
 from search.precision import Precision
 from search.result import TrialResult
 from search.space import Space
@@ -65,7 +66,7 @@ class StudySampler:
     `run` names the run where several may keep their studies in one place. With `neighbours` the sampler's own
     proposals are mixed with plans next to the front, in shares that follow what each source gained an epoch;
     `dense_accuracy` is where the gain is counted from (without it, what the results say of it), and `cost` forecasts
-    the latency of steps, where there is a forecast: see `search.neighbours`.
+    the latency of steps, where there is a forecast: see `search.neighbours`. `objectives` are what trials are told by.
     """
 
     def __init__(
@@ -83,17 +84,19 @@ class StudySampler:
         dense_accuracy: float | None = None,
         again: bool = False,
         cost: Callable[[Mapping[str, int]], float] | None = None,
+        objectives: Objectives = LATENCY_ALONE,
     ) -> None:
         self.space = space
         self.budget = budget
+        self._objectives = objectives
         self._kind = sampler
         self._url = url
         self._random = random.Random(f"{seed}/{start}")
         self._seed = f"{seed}/{start}"
         self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
         self._neighbours = neighbours
-        self._memory = Memory(space, sampler, dense_accuracy, cost, again=again)
-        self.study = open_study(url, study_name(space, budget, rig, run))
+        self._memory = Memory(space, sampler, dense_accuracy, cost, again=again, objectives=objectives)
+        self.study = open_study(url, study_name(space, budget, rig, run, objectives), objectives)
         self._exhausted = False
         #: The steps of every plan proposed, with its stretch, and the first trial that had it.
         self._seen: dict[tuple[float, ...], int] = {}
@@ -130,8 +133,9 @@ class StudySampler:
             found = results.get(number)
             if found is not None and self.fits_now(found):
                 found = None
+            generation = self._mirror.first_generation()
             self._mirror.insert(
-                filed(self.space, self._distributions, found, self.budget, self._mirror.first_generation())
+                filed(self.space, self._distributions, found, self.budget, generation, self._objectives)
             )
             self._fresh()
             if found is not None:
@@ -324,7 +328,10 @@ class StudySampler:
         if trial.state.is_finished():
             return
         self._mirror.finish(
-            result.number, STATES[result.status], values_of(result), constraints=constraints_of(result, self.budget)
+            result.number,
+            state_of(result, self._objectives),
+            values_of(result, self._objectives),
+            constraints=constraints_of(result, self.budget),
         )
         self._learn(trial, result)
         self._enqueue_twins(result)

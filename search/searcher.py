@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from admm.compact import WEIGHTS_FILE
 from search.inherit import Starts
+from search.nodes import NodeRefused
 from search.result import TrialResult
 from search.sampler import FINAL, TWIN, Proposal, SpaceExhausted, StudySampler
 from search.store import RunStore, StoreError
@@ -25,7 +26,7 @@ from search.store import RunStore, StoreError
 #: Plans found over budget by their shapes cost seconds and are counted apart; this many in a row, times the trials
 #: asked for, say that the budget leaves too little of the space.
 INFEASIBLE_PER_TRIAL = 8
-#: How often a driver takes a trial up again whose worker was lost, before the trial counts as failed.
+#: How often a driver takes a trial up again whose worker was lost at the same step, before it counts as failed.
 RESTARTS = 2
 #: Whose plans are tried after the search as well.
 AFTER = (TWIN, FINAL)
@@ -89,6 +90,7 @@ class PlanSearcher(Searcher):
         self._again: list[Proposal] = sampler.unfinished()
         self._live: dict[str, Proposal] = {}
         self._losses: Counter[int] = Counter()
+        self._stood_at: dict[int, int | None] = {}
         self.infeasible_in_a_row = 0
         # what another budget kept from being trained says nothing of this one's feasibility
         results = store.results()
@@ -213,10 +215,16 @@ class PlanSearcher(Searcher):
             return
         number = proposal.number
         if not self._store.trial_dir(number).exists():
-            self._losses[number] += error
+            if error:
+                self._count_loss(number)
             said = self._store.last_loss(number) if error else None
-            if said is not None and said.startswith(StoreError.__name__):
-                raise StoreError(said.partition(": ")[2])  # no fault of any trial: the next would end the same way
+            kind, _, line = (said or "").partition(": ")
+            if kind == StoreError.__name__:
+                raise StoreError(line)  # no fault of any trial: the next would end the same way
+            if kind == NodeRefused.__name__:
+                raise NodeRefused(f"{line}; take it out of the cluster, then go on with the run")
+            if error:
+                self._store.require_writable()  # a worker whose disk is full cannot leave such a line
             if error and self._losses[number] <= RESTARTS:
                 self._again.append(proposal)  # goes on from its checkpoint
                 return
@@ -229,7 +237,18 @@ class PlanSearcher(Searcher):
                 return  # interrupted: it stays RUNNING in the study and goes on from its checkpoint
         self._file(number)
 
+    def _count_loss(self, number: int) -> None:
+        """Machines that are taken back again and again are no fault of a trial that gets on between."""
+        step = self._store.last_step(number)
+        if number in self._stood_at and self._stood_at[number] != step:
+            self._losses[number] = 0
+        self._losses[number] += 1
+        self._stood_at[number] = step
+
     def _file(self, number: int) -> None:
+        if self._store.unseen_for(number) is not None:  # begun for another rig, by a worker that outlived its driver
+            self._sampler.give_up(number)
+            return
         record = self._store.result(number)
         self._sampler.tell(record)
         self._starts.add(record)
@@ -253,7 +272,7 @@ class PlanSearcher(Searcher):
             status="failed",
             plan_digest=proposal.plan.digest(),
             seed=self._seed,
-            reason=f"its worker was lost {RESTARTS + 1} times: {said}",
+            reason=f"its worker was lost {RESTARTS + 1} times at the same step: {said}",
             params_sampled=dict(proposal.params),
             precision=proposal.precision,
             source=proposal.source,

@@ -7,10 +7,11 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from admm.bounded import read_bounded
 from search.atomic import (
     StoreError,
     disk_errors,
@@ -22,23 +23,30 @@ from search.atomic import (
     write_atomic,
 )
 from search.lock import LOCK_NAME, driver_lock
-from search.record import RESULT_NAME, ResultCache, baseline_text, numbered, parse_baseline, result_text
+from search.record import MOST_BYTES, RESULT_NAME, ResultCache, baseline_text, numbered, parse_baseline, result_text
 from search.result import Baseline, TrialResult
 from search.run_dir import check_name, next_run_dir
 
 __all__ = ["RunStore", "StoreError", "driver_lock", "next_run_dir", "write_atomic"]
 
+#: How a job sees a trial's record: with its own rig's figures on top, or why it cannot be judged.
+View: TypeAlias = Callable[[TrialResult], TrialResult | str]
+
 JOB_NAME = "job.yaml"
 MODEL_NAME = "model.onnx"
+#: What a run writes into: a link there would lead its files elsewhere.
+_OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray")
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "lost.txt"
+_PROBE_BYTES = 2**16
 
 
 class RunStore:
     """One run folder: `job.yaml`, `environment.json`, `baseline/`, `profile.json`, `trials/<n>/`, `study.db`.
 
     A trial works in `trials/.partial/<n>/` and becomes `trials/<n>/` in one rename: a folder with a plain
-    number is a finished trial and is never written again. What the disk refuses is a one-line `StoreError`.
+    number is a finished trial, whose record is only ever added to (`amend`). What the disk refuses is a one-line
+    `StoreError`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,6 +61,11 @@ class RunStore:
         self._baseline_path = self.baseline_dir / "baseline.json"
         self._profile_path = root / "profile.json"
         self._cache = ResultCache(self.trials_dir)
+        self._view: View = lambda result: result
+
+    def see_through(self, view: View) -> None:
+        """From here on results are what `view` makes of the records; where that is text, it says why there is none."""
+        self._view = view
 
     @classmethod
     def create(cls, root: Path, job_yaml: str, environment: Mapping[str, Any]) -> RunStore:
@@ -100,6 +113,12 @@ class RunStore:
         missing = [path.name for path in wanted if not path.exists()]
         if missing:
             raise StoreError(f"{root} is not a run folder: {', '.join(missing)} missing")
+        whole = root.resolve()
+        for name in _OWN_FOLDERS:
+            if not (root / name).resolve().is_relative_to(whole):
+                raise StoreError(
+                    f"{root / name} is a link out of the run folder: put the folder back, or link all of it"
+                )
         return store
 
     def environment(self) -> dict[str, Any]:
@@ -116,6 +135,13 @@ class RunStore:
         The folder is there once an attempt has its `attempt_dir`.
         """
         return self.partial_dir / _checked(number) / CHECKPOINT_NAME
+
+    def last_step(self, number: int) -> int | None:
+        """When the unfinished trial last got a step further, in ns; None where it did not yet."""
+        try:
+            return self.checkpoint_path(number).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def attempt_dir(self, number: int, attempt_id: str) -> Path:
         """An attempt's own folder `trials/.partial/<n>/<attempt_id>`, made if need be, to stage its files in.
@@ -163,12 +189,29 @@ class RunStore:
             sync_folder(self.trials_dir)
         return True
 
+    def amend(self, result: TrialResult) -> None:
+        """Put a record that says more in the place of a finished trial's, for the holder of the driver's lock."""
+        path = self.trial_dir(result.number) / RESULT_NAME
+        if not path.exists():
+            raise StoreError(f"run {self.name} has no finished trial {result.number}: its record cannot be added to")
+        write_atomic(path, result_text(result))
+
     def note_loss(self, number: int, reason: str) -> None:
         """Keep why an attempt at an unfinished trial was lost, for the driver to tell."""
         with contextlib.suppress(StoreError, OSError):
             folder = self.partial_dir / _checked(number)
             folder.mkdir(exist_ok=True)
             write_atomic(folder / LOSS_NAME, reason + "\n")
+
+    def require_writable(self) -> None:
+        """Raises `StoreError` where a worker could not have written either: then no trial is to blame for its loss."""
+        folder = self.partial_dir / f".trash-probe-{secrets.token_hex(4)}"
+        try:
+            with disk_errors("write", folder):
+                folder.mkdir()
+            write_atomic(folder / "probe", bytes(_PROBE_BYTES))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def last_loss(self, number: int) -> str | None:
         """Why the last attempt was lost that could still say so."""
@@ -216,7 +259,19 @@ class RunStore:
 
         Only files that changed are read again, so this may be called in a loop.
         """
-        return {n: entry.result for n, entry in self._cache.scan().items() if entry.result is not None}
+        seen = {n: self._view(entry.result) for n, entry in self._cache.scan().items() if entry.result is not None}
+        return {n: result for n, result in seen.items() if isinstance(result, TrialResult)}
+
+    def unseen(self) -> dict[int, str]:
+        """Why finished trials with a sound record are passed over, by number."""
+        seen = {n: self._view(entry.result) for n, entry in self._cache.scan().items() if entry.result is not None}
+        return {n: why for n, why in seen.items() if isinstance(why, str)}
+
+    def unseen_for(self, number: int) -> str | None:
+        """Why this finished trial is passed over; None where it is not. No other is looked at."""
+        entry = self._cache.look(number)
+        seen = None if entry is None or entry.result is None else self._view(entry.result)
+        return seen if isinstance(seen, str) else None
 
     def finished(self) -> set[int]:
         """The numbers of all trials that have ended, those with a damaged record included."""
@@ -236,7 +291,10 @@ class RunStore:
             raise StoreError(f"run {self.name} has no finished trial {number}: {span}")
         if entry.result is None:
             raise StoreError(f"run {self.name}: {entry.problem}")
-        return entry.result
+        seen = self._view(entry.result)
+        if isinstance(seen, str):
+            raise StoreError(f"trial {number} of run {self.name}: {seen}: passed over")
+        return seen
 
     def model_path(self, number: int) -> Path:
         """The trial's `model.onnx`; raises `StoreError` when the trial shipped none, saying why."""
@@ -284,7 +342,7 @@ class RunStore:
     def _bytes(self, path: Path, absent: str) -> bytes:
         with disk_errors("read", path):
             try:
-                return path.read_bytes()
+                return read_bounded(path, MOST_BYTES)
             except FileNotFoundError:
                 raise StoreError(f"run {self.name} has no {path.name}: {absent}") from None
 

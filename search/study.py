@@ -20,18 +20,23 @@ from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from search.atomic import StoreError
 from search.bounded import BoundedTPE
 from search.budget import Budget
+from search.objective_names import DEFAULT
+from search.objectives import LATENCY_ALONE, Objectives
 from search.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
-METRICS = ["accuracy", "relative_latency"]
+
+def directions(objectives: Objectives) -> list[StudyDirection]:
+    """Accuracy up, every cost down."""
+    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(objectives.costs)]
 
 
 class Database(RDBStorage):
@@ -67,7 +72,7 @@ def make_sampler(kind: str, seed: int) -> BaseSampler:
         return BoundedTPE(multivariate=True, group=True, constant_liar=True, n_startup_trials=8, seed=seed)
 
 
-def open_study(url: str, name: str) -> Study:
+def open_study(url: str, name: str, objectives: Objectives = LATENCY_ALONE) -> Study:
     """The study of this name, a new one where there is none. Raises `StoreError` with the mend.
 
     Nothing is ever asked of its own sampler: proposals are drawn in memory, see `search.mirror`.
@@ -80,17 +85,22 @@ def open_study(url: str, name: str) -> Study:
                 study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
             except KeyError:
                 study = optuna.create_study(
-                    storage=storage, study_name=name, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True
+                    storage=storage,
+                    study_name=name,
+                    sampler=sampler,
+                    directions=directions(objectives),
+                    load_if_exists=True,
                 )
-            if study.metric_names != METRICS:
-                study.set_metric_names(METRICS)
+            if study.metric_names != objectives.metrics:
+                study.set_metric_names(objectives.metrics)
         return study
 
 
-def study_name(space: Space, budget: Budget | None, rig: str, run: str) -> str:
-    """One study a question: another space, budget or rig is another question to the same record."""
+def study_name(space: Space, budget: Budget | None, rig: str, run: str, objectives: Objectives = LATENCY_ALONE) -> str:
+    """One study a question: another space, budget, rig or list of objectives is another question to the same record."""
     searched = space.precisions if len(space.precisions) > 1 else ()
-    question = repr((space.to_dict(), str(budget), rig, run, *searched)).encode()
+    asked = () if objectives.names == DEFAULT else (objectives.names,)
+    question = repr((space.to_dict(), str(budget), rig, run, *searched, *asked)).encode()
     return f"prunefront-{hashlib.sha256(question).hexdigest()[:12]}"
 
 
@@ -100,8 +110,13 @@ def study_url(setting: str, default: Path) -> str:
 
 
 def study_place(url: str) -> str:
-    """The file behind a URL, for messages; a server's URL as it is."""
-    return url.removeprefix("sqlite:///").removeprefix("journal:")
+    """The file behind a URL, for messages; a server's URL without its password."""
+    if url.startswith(("sqlite:///", "journal:")):
+        return url.removeprefix("sqlite:///").removeprefix("journal:")
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return url
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -151,13 +166,19 @@ def _opening(url: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
+    except ImportError as error:
+        missing = getattr(error.__cause__ or error, "name", None) or "its driver"
+        raise StoreError(
+            f"the study {study_place(url)} needs the Python package {missing!r}: install it where the search is started"
+        ) from None
     except Exception as error:  # SQLAlchemy, Optuna and the file system each have their own
         line = str(error.__cause__ or error).splitlines()
         if isinstance(error, PermissionError) or (line and "readonly" in line[0]):
             raise StoreError(
                 f"the study {study_place(url)} cannot be written ({line[0]}): mend that, then go on with the run"
             ) from None
+        is_file = url.startswith(("sqlite:", "journal:"))
+        mend = "move it away, it is filled again from the results" if is_file else "check the URL and its server"
         raise StoreError(
-            f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): "
-            f"move it away, it is filled again from the results"
+            f"the study {study_place(url)} cannot be opened ({line[0] if line else type(error).__name__}): {mend}"
         ) from None

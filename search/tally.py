@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from search.budget import Budget
-from search.front import dense_result
+from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, Status, TrialResult
 
 
@@ -17,11 +17,15 @@ class Tally:
     """
 
     def __init__(
-        self, baseline: Baseline | None = None, budget: Budget | None = None, results: Iterable[TrialResult] = ()
+        self,
+        baseline: Baseline | None = None,
+        budget: Budget | None = None,
+        results: Iterable[TrialResult] = (),
+        objectives: Objectives = LATENCY_ALONE,
     ) -> None:
-        self._budget = budget
-        self._dense = None if baseline is None else dense_result(baseline)
-        self._front: list[tuple[float, float]] = [] if self._dense is None else [self._dense.dominates_key]
+        self._budget, self._objectives = budget, objectives
+        self._dense = None if baseline is None else (baseline.accuracy, *[1.0] * len(objectives.costs))
+        self._front: list[tuple[float, ...]] = [] if self._dense is None else [self._dense]
         self._seen: set[int] = set()
         self._statuses: Counter[Status] = Counter()
         self.spent = 0
@@ -42,8 +46,7 @@ class Tally:
     @property
     def front(self) -> int:
         """Trials that neither another one nor the dense model dominates."""
-        dense = None if self._dense is None else self._dense.dominates_key
-        return len(self._front) - (dense in self._front)
+        return len(self._front) - (self._dense in self._front)
 
     def add(self, result: TrialResult) -> None:
         """A finished trial; one that was added before changes nothing."""
@@ -59,12 +62,12 @@ class Tally:
         within = self._budget is None or self._budget.holds(result)
         if within and (self.best is None or result.dominates_key[0] > self.best.dominates_key[0]):
             self.best = result
-        point = result.dominates_key
-        if not any(_dominates(other, point) for other in self._front):
+        point = self._objectives.point(result)
+        if point is not None and not any(_dominates(other, point) for other in self._front):
             self._front = [other for other in self._front if not _dominates(point, other)]
             self._front.append(point)
 
 
-def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether (accuracy, latency) is as good in both and better in one."""
-    return one != other and one[0] >= other[0] and one[1] <= other[1]
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether (accuracy, *costs) is as good in all and better in one."""
+    return one != other and one[0] >= other[0] and all(a <= b for a, b in zip(one[1:], other[1:], strict=True))

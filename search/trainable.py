@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -20,7 +21,9 @@ from search.crew import RayCrew
 from search.job_file import load_job
 from search.module_rigs import of_modules
 from search.node_data import get_task
-from search.rig_actor import RemoteModules, remote_measure
+from search.nodes import NodeRefused, facts, mismatch
+from search.objectives import Objectives
+from search.rig_actor import remote_measure, remote_modules
 from search.store import RunStore
 from search.trial import Bench, Start, TrialSpec
 from search.worker import TrialRun
@@ -42,12 +45,12 @@ class PruneTrainable(tune.Trainable):
 
         `data` holds where the task lies in the object store, None where each worker loads it for itself.
         """
-        self._require_same_package(config)
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
         torch.set_num_threads(max(1, int(config["cpus"])))
         self._store = RunStore.open(Path(config["run_dir"]))
         with self._telling(int(config["number"])):
+            self._require_same_package(config)
             self._open(config, data[0])
 
     def _open(self, config: dict[str, Any], data: Any | None) -> None:
@@ -56,8 +59,8 @@ class PruneTrainable(tune.Trainable):
         if PruneTrainable._bench is None or PruneTrainable._bench_of != identity:
             device = torch.device("cuda" if torch.cuda.is_available() and config["gpus"] > 0 else "cpu")
             job = load_job(self._store.job_path)
-            measure = remote_measure(self._store.name, dense_forms(self._store, job))
-            modules = RemoteModules(self._store.name) if of_modules(job) else None
+            measure = remote_measure(config["rigs"], dense_forms(self._store, job))
+            modules = remote_modules(config["rigs"]) if of_modules(job) else None
             task = None if data is None else get_task(data, job)
             resources = job.resources
             crew = (
@@ -75,6 +78,8 @@ class PruneTrainable(tune.Trainable):
                 self._store, job, measure=measure, device=device, modules=modules, task=task, crew=crew
             )
             PruneTrainable._bench_of = identity
+        bench = PruneTrainable._bench
+        self._objectives = Objectives.of(bench.job, bench.baseline)
         start = config["start"]
         spec = TrialSpec(
             number=int(config["number"]),
@@ -87,7 +92,7 @@ class PruneTrainable(tune.Trainable):
             start=None if start is None else self._start(int(start[0]), float(start[1])),
             twins=tuple(config["twins"]),
         )
-        self._trial = TrialRun(PruneTrainable._bench, spec, store=self._store)
+        self._trial = TrialRun(bench, spec, store=self._store)
 
     def _start(self, number: int, stretch: float) -> Start:
         return Start(number=number, folder=self._store.trial_dir(number), stretch=stretch)
@@ -101,14 +106,15 @@ class PruneTrainable(tune.Trainable):
         """One step of the trial; the last one reports `done`."""
         with self._telling(self._trial.spec.number):
             progress = self._trial.step()
+        so_far = self._trial.so_far()
         return {
             "number": self._trial.spec.number,
             "phase": progress.phase,
             "steps": progress.step,
             "rung": progress.rung,
             "rung_accuracy": progress.accuracy,
-            "rung_latency": progress.relative_latency,
-            "so_far": json.dumps(self._trial.so_far().to_dict()),
+            "rung_costs": self._objectives.relative(so_far),
+            "so_far": json.dumps(so_far.to_dict()),
             "done": progress.result is not None,
         }
 
@@ -132,9 +138,11 @@ class PruneTrainable(tune.Trainable):
 
     @staticmethod
     def _require_same_package(config: dict[str, Any]) -> None:
-        """A worker that imports somebody else's `search` must not get as far as a confusing error."""
+        """A node that joined later, with other packages, must not get as far as a confusing error or a wrong figure."""
+        wrong = None
         if search.__version__ != config["version"]:
-            raise RuntimeError(
-                f"this worker has prunefront {search.__version__} ({search.__file__}), "
-                f"the driver {config['version']}: install the same version"
-            )
+            wrong = f"it has prunefront {search.__version__} ({search.__file__}), the driver {config['version']}"
+        wrong = wrong or mismatch(facts(), config["packages"], config["version"])
+        if wrong is not None:
+            address = ray.util.get_node_ip_address()
+            raise NodeRefused(f"node {address} cannot work for this search: {wrong}")

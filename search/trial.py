@@ -121,18 +121,28 @@ class TrialSpec:
             raise ValueError(f"stretch must be {bound} and finite, got {self.stretch!r}")
 
     def scheduled(self, job: Job, before: float) -> Job:
-        """The job with the schedule that is left to this trial, whose plan was trained for `before` times it."""
+        """The job with the schedule that is left to this trial, whose plan was trained for `before` times it.
+
+        Weights that were pruned by this very plan have nothing left for ADMM to prune: all epochs go to retraining.
+        """
         times = self.stretch - before
-        if times == 1.0:
+        if times == 1.0 and before == 0.0:
             return job
-        iterations = max(1, math.ceil(job.admm.iterations * times - 1e-9))
+        iterations = math.ceil(job.admm.iterations * times - 1e-9)
         epochs = math.ceil(job.finetune.epochs * times - 1e-9)
+        if before > 0.0:
+            iterations, epochs = 0, math.ceil(epochs_of(job) * times - 1e-9)
         return job.model_copy(
             update={
                 "admm": job.admm.model_copy(update={"iterations": iterations}),
                 "finetune": job.finetune.model_copy(update={"epochs": epochs}),
             }
         )
+
+
+def epochs_of(job: Job) -> int:
+    """Of one trial, ADMM and retraining together."""
+    return job.admm.iterations * job.admm.epochs_per_iteration + job.finetune.epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,15 @@ def trained_in(store: RunStore, twin: TrialResult, dense: nn.Module) -> PruneRes
         return None
 
 
+def epochs_seen(folder: Path) -> int:
+    """The epochs of training data that a trial's weights have seen since the dense network; 0 where nothing says so."""
+    try:
+        seen = json.loads((folder / PLAN_FILE).read_text())["seen"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return seen if isinstance(seen, int) and seen >= 0 else 0
+
+
 def first_weights(dense: nn.Module, start: Start | None) -> tuple[nn.Module, Start | None]:
     """(a network of the dense one's shape to be pruned, whose weights it has): a copy of `dense` where there is no
     start, or its files are gone or damaged, on which nothing depends but time."""

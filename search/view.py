@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.budget import Budget
+from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, Status, TrialResult
 from search.tally import Tally
 from search.tasks.dense import DenseEpoch
@@ -32,6 +33,7 @@ class View:
         self._tally = Tally()
         self._baseline: Baseline | None = None
         self._budget: Budget | None = None
+        self._objectives = LATENCY_ALONE
         self._trials = 0
         self._before = 0
         self._started = time.monotonic()
@@ -62,12 +64,14 @@ class View:
         trials: int,
         seconds: float | None,
         running: Callable[[], int],
+        objectives: Objectives = LATENCY_ALONE,
     ) -> None:
         """Start showing a search that stands at `results`."""
         self._baseline, self._budget, self._trials = baseline, budget, trials
-        self._tally = Tally(baseline, budget, (results[number] for number in sorted(results)))
+        self._tally = Tally(baseline, budget, (results[number] for number in sorted(results)), objectives)
         self._before = self._tally.spent
         self._running = running
+        self._objectives = objectives
         self._started = time.monotonic()
         self._deadline = None if seconds is None else self._started + seconds
         if self._console.is_terminal:
@@ -135,9 +139,9 @@ class View:
         best = self._tally.best
         if best is not None:
             parts.append(f"best{' within budget' if self._budget else ''} {best.accuracy:.4f}")
-        parts.append(f"{_clock(time.monotonic() - self._started)} elapsed")
+        parts.append(f"{clock_time(time.monotonic() - self._started)} elapsed")
         if (left := self._remaining()) is not None:
-            parts.append(f"{_clock(left)} left")
+            parts.append(f"{clock_time(left)} left")
         return ", ".join(parts)
 
     def _table(self) -> RenderableType:
@@ -162,12 +166,13 @@ class View:
             table.add_row("dense", f"{self._baseline.accuracy:.4f} at {self._baseline.latency_ms:.4g} ms")
         shown = "-" if best is None else f"{best.accuracy:.4f} at {best.latency_ms:.4g} ms ({best.speedup:.2f}x)"
         table.add_row("best within budget" if self._budget else "best accuracy", shown)
-        table.add_row("elapsed", _clock(time.monotonic() - self._started))
-        table.add_row("remaining", "-" if left is None else f"about {_clock(left)}")
+        table.add_row("elapsed", clock_time(time.monotonic() - self._started))
+        table.add_row("remaining", "-" if left is None else f"about {clock_time(left)}")
         return Group(Text("prunefront search", style="bold"), table)
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """`2:05` or `1:02:05`."""
     whole = int(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,4 +1,5 @@
-"""The first trials of a search, found before any training: plans for a ladder of budgets from sensitivity x forecast.
+"""The first trials of a search, found before any training, for a ladder of budgets: plans from sensitivity x forecast,
+and a few from the weights' energy x forecast.
 
 `first_plans` is all that a search calls. Without a forecast of latency there are no plans, and no epoch is spent.
 """
@@ -18,6 +19,7 @@ from search import forecast as forecasts
 from search import sensitivity as sensitivities
 from search.bench import Prepared
 from search.budget import Budget
+from search.budgeted_plans import Budgeted
 from search.forecast import Forecast, make_forecast
 from search.ladder import EXPONENT, Problem, WarmPlan
 from search.sensitivity import Sensitivity, measure_sensitivity
@@ -25,8 +27,12 @@ from search.trial import MeasureOn
 
 #: Speed-ups asked for beyond the budget's own: what the forecast errs by, and what a trial may lose on the rig.
 JUST_UNDER = (1.0, 1.04, 1.1)
-#: Plans of the ladder.
+#: Plans in all.
 COUNT = 8
+#: Of so many plans, one keeps the weights' energy instead of the loss that one-shot pruning shows.
+ONE_IN = 4
+#: The source of those.
+BUDGETED = "budgeted projection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +110,9 @@ def first_plans(
             f"the forecast is sure of {fastest:.3g}x at most, {asked:.3g}x is asked: the plans go as far as they can",
         )
     say("finding the first plans")
-    found = problem.ladder(ladder_budgets(fastest, asked, count)).plans
+    others = count // ONE_IN
+    found = _by_energy(prepared, made, problem, budgeted_speedups(fastest, asked, others))
+    found += problem.ladder(ladder_budgets(fastest, asked, count - others)).plans
     # of dense there is a figure already
     plans = _in_order([plan for plan in found if prepared.profile.space.plan(plan.params)], asked)
     return FirstPlans(plans=plans, forecast=made, sensitivity=table, notes=notes)
@@ -141,6 +149,27 @@ def ladder_budgets(fastest: float, asked: float | None, count: int = COUNT) -> l
     return _rising([*own, *above, *below], fastest)
 
 
+def budgeted_speedups(fastest: float, asked: float | None, count: int) -> list[float]:
+    """Speed-ups that the budgeted projection is asked for: the budget and just under it, else evenly in proportion."""
+    if count < 1 or not fastest > 1.0:
+        return []
+    if asked is None:
+        return _rising(np.geomspace(1.0, fastest, count + 2)[1:-1], fastest)
+    return _rising(asked * np.geomspace(1.0, JUST_UNDER[-1], count), fastest)
+
+
+def _by_energy(
+    prepared: Prepared, forecast: Forecast, problem: Problem, speedups: Iterable[float]
+) -> tuple[WarmPlan, ...]:
+    budgeted = Budgeted(prepared, forecast)
+    found = {speedup: budgeted.steps(speedup) for speedup in speedups}
+    return tuple(
+        problem.plan(problem.steps_of(steps), speedup, BUDGETED)
+        for speedup, steps in found.items()
+        if steps is not None
+    )
+
+
 def _rising(budgets: Iterable[float], fastest: float) -> list[float]:
     """Each once, the least asked for first; none above the fastest by rounding, none that asks for nothing."""
     found: list[float] = []
@@ -152,7 +181,7 @@ def _rising(budgets: Iterable[float], fastest: float) -> list[float]:
 
 def _in_order(found: Iterable[WarmPlan], asked: float | None) -> tuple[WarmPlan, ...]:
     """Each plan once: just under the budget first, then what is faster, then what is not; else from the middle out."""
-    # of one plan for several budgets, the last: the most it was made for
+    # of one plan found for several budgets, the last: the ladder's, for the most that it was made for
     by_params = {tuple(sorted(plan.params.items())): plan for plan in found}
     plans = sorted(by_params.values(), key=lambda p: p.safe_speedup)
     if not plans:

@@ -6,8 +6,6 @@ code; `evaluate_plan` is the loop over it. A trial that breaks ends as a result 
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import time
 import uuid
@@ -17,36 +15,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from admm.checkpoint import read_state, save_state
 from admm.compact import save_pruned
-from admm.compute import Compute
 from admm.errors import PruneError
 from admm.outcome import PruneResult, StepReport
 from admm.pipeline import PruneRun
 from admm.plan import PruningPlan
-from admm.settings import AdmmSettings, FinetuneSettings
 from admm.target import Target
-from admm.training import on_device
-from evaluators import (
-    Measurement,
-    count_macs,
-    count_params,
-    evaluate,
-    module_predictor,
-)
+from evaluators import count_macs, count_params
 from evaluators.errors import EvaluationError, one_line
 from search.artefact import Artefact
 from search.budget import Budget
 from search.errors import AttemptLost, UserError
 from search.module_artefact import accuracy_notes, plan_entry, ship_forms
-from search.plan_shapes import look_at_shapes
+from search.plan_shapes import Shapes, look_at_shapes
 from search.result import Status, TrialResult
 from search.shipped import without_gain
 from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
-from search.trial import Bench, Progress, Start, TrialSpec
-from search.twin import TRACE_NAME, first_weights, trained_in, twin_of
+from search.training import training_of
+from search.trial import Bench, Progress, TrialSpec, epochs_of
+from search.twin import TRACE_NAME, epochs_seen, trained_in, twin_of
 from search.weights import prunable_weights
 
 
@@ -64,13 +52,14 @@ class TrialRun:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._rungs: list[tuple[int, float]] = []
-        self._shapes: Measurement | None = None
+        self._shapes: Shapes | None = None
         self._run: PruneRun | None = None
         self._step = 0
         self._resumed = False
         self.result: TrialResult | None = None
         self.pruned: PruneResult | None = None
         self._weights_of: int | None = None
+        self._seen = 0
         self._started_from: int | None = None
         self._trained_before = 0.0 if spec.start is None else spec.start.stretch
         if store is not None and store.trial_dir(spec.number).exists():
@@ -101,7 +90,9 @@ class TrialRun:
             return replace(self._progress(self.result.status), step=self.total_steps, result=self.result)
         try:
             progress = self._next()
-            return progress if self.result is not None else self._kept(progress)
+            # what was only taken up is saved already, and its date says when the trial last got on
+            saved = self.result is not None or progress.phase == "resumed"
+            return progress if saved else self._kept(progress)
         except (AttemptLost, StoreError):
             raise
         except Exception as error:  # the user's network, loss, metric and data are called in there
@@ -123,15 +114,8 @@ class TrialRun:
 
     def so_far(self) -> TrialResult:
         """The record of this trial if it were stopped now; whoever stops it says why."""
-        shapes = self._shapes
-        return self._record(
-            "stopped",
-            reason="stopped early",
-            latency_ms=shapes.latency_ms if shapes is not None else None,
-            latency_high_ms=shapes.latency_high_ms if shapes is not None else None,
-            speedup=shapes.speedup if shapes is not None else None,
-            speedup_low=shapes.speedup_low if shapes is not None else None,
-        )
+        known = {} if self._shapes is None else self._shapes.figures()
+        return self._record("stopped", reason="stopped early", **known)
 
     def _next(self) -> Progress:
         if self._run is None:
@@ -156,12 +140,16 @@ class TrialRun:
             return
         assert self._store is not None
         self.pruned = trained_in(self._store, twin, self._bench.dense)
-        self._weights_of = twin.number if self.pruned is not None else None
+        if self.pruned is not None:
+            self._weights_of = twin.number
+            self._seen = epochs_seen(self._store.trial_dir(twin.number))
 
     def _prepare(self) -> None:
         self._run, begun = training_of(self._bench, self.spec)
         self._started_from = None if begun is None else begun.number
         self._trained_before = 0.0 if begun is None else begun.stretch
+        job = self.spec.scheduled(self._bench.job, self._trained_before)
+        self._seen = (0 if begun is None else epochs_seen(begun.folder)) + epochs_of(job)
 
     def _over_budget(self) -> TrialResult | None:
         """Measure the plan's shapes before any training; a result when they miss the budget.
@@ -175,9 +163,8 @@ class TrialRun:
         budget = Budget.of(job)
         if budget is None and (self._store is None or not job.search.early_stopping):
             return None
-        rig = job.deciding_rig.name
-        measured, judged = look_at_shapes(bench, self.spec.plan, self.spec.precision, budget)
-        self._shapes = measured
+        self._shapes = look_at_shapes(bench, self.spec.plan, self.spec.precision, budget)
+        judged = self._shapes.judged
         if budget is None or budget.met_by(judged):
             return None
         return self._record(
@@ -186,11 +173,7 @@ class TrialRun:
                 f"its shapes take up to {judged.latency_high_ms:.4g} ms, {judged.speedup_low:.2f}x at least: over the "
                 f"budget of {budget}, so it was not trained"
             ),
-            latency_ms=measured.latency_ms,
-            latency_high_ms=measured.latency_high_ms,
-            speedup=measured.speedup,
-            speedup_low=measured.speedup_low,
-            measurements={rig: measured.to_dict(), budget.rig: judged.to_dict()},
+            **self._shapes.figures(),
         )
 
     def _train(self) -> Progress:
@@ -240,6 +223,7 @@ class TrialRun:
             "align": bench.job.align,
             "precision": self.spec.precision,
             "stretch": self.spec.stretch,
+            "seen": self._seen,
             "started_from": self._started_from if self._weights_of is None else None,
             "params": dict(self.spec.params),
         }
@@ -260,6 +244,7 @@ class TrialRun:
             compression_x=bench.baseline.weights / max(prunable_weights(model), 1),
             macs=count_macs(model, example),
             params=count_params(model),
+            size_bytes=len(shipped.content),
             accuracy_before_prune=pruned.trace.accuracy_before_prune,
             accuracy_after_prune=pruned.trace.accuracy_after_prune,
             primal_residual=pruned.trace.primal_residual,
@@ -267,6 +252,7 @@ class TrialRun:
             int8_agreement=shipped.agreement if isinstance(shipped, Artefact) else None,
             measurements={name: m.to_dict() for name, m in measured.items()},
             accuracies={name: form.score.value for name, form in forms.items()},
+            sizes={name: len(form.content) for name, form in forms.items()},
             lowered=shipped.lowered.to_dict() if shipped.lowered is not None else None,
             notes=(
                 *pruned.notes,
@@ -324,7 +310,7 @@ class TrialRun:
             step=self._step,
             total=self.total_steps,
             phase=phase,
-            relative_latency=1.0 / self._shapes.speedup if self._shapes is not None else None,
+            relative_latency=1.0 / self._shapes.deciding.speedup if self._shapes is not None else None,
         )
 
     def save(self, path: Path) -> None:
@@ -357,7 +343,7 @@ class TrialRun:
             started_from = trial.get("started_from")
             step, seconds = int(trial["step"]), float(trial["seconds"])
             rungs = [(int(i), float(a)) for i, a in trial["rungs"]]
-            shapes = Measurement.from_dict(trial["shapes"]) if trial["shapes"] else None
+            shapes = Shapes.from_dict(trial["shapes"]) if trial["shapes"] else None
             self._run.load_state(tensors, values)
         except (PruneError, KeyError, TypeError, ValueError, RuntimeError):
             self._prepare()  # a half-loaded run must not train on
@@ -365,38 +351,6 @@ class TrialRun:
         self._started_from = started_from
         self._step, self._seconds_before, self._rungs, self._shapes = step, seconds, rungs, shapes
         return True
-
-
-def training_of(bench: Bench, spec: TrialSpec) -> tuple[PruneRun, Start | None]:
-    """The trial's training from its first step, and whose weights it begins with; None: the dense network's.
-
-    The same in every process that trains it.
-    """
-    weights, begun = first_weights(bench.dense, spec.start)
-    job = spec.scheduled(bench.job, 0.0 if begun is None else begun.stretch)
-    task = bench.task
-
-    def accuracy(model: nn.Module) -> float:
-        batches = on_device(task.val_batches(), bench.device)
-        return evaluate(module_predictor(model), batches, task.task.metric).value
-
-    run = PruneRun(
-        weights.to(bench.device),
-        spec.plan,
-        train_batches=task.train_batches,
-        groups=bench.profile.groups,
-        example_input=task.example_input.to(bench.device),
-        loss=task.task.loss,
-        evaluate=accuracy,
-        admm=AdmmSettings(**job.admm.model_dump()),
-        finetune=FinetuneSettings(**job.finetune.model_dump()),
-        align=job.align,
-        seed=spec.seed,
-        compute=Compute(**job.compute.model_dump()),
-        steps_per_epoch=math.ceil(task.train_size / task.task.batch_size),
-        teacher=copy.deepcopy(bench.dense).to(bench.device) if begun is not None else None,
-    )
-    return run, begun
 
 
 def evaluate_plan(

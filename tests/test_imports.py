@@ -15,13 +15,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("admm", "evaluators", "search")
 STANDARD = sys.stdlib_module_names
 RAY = {
-    "search.crew",
-    "search.driver",
-    "search.node_data",
-    "search.rig_actor",
-    "search.rungs",
-    "search.searcher",
-    "search.trainable",
+    *(
+        "search.capacity",
+        "search.crew",
+        "search.driver",
+        "search.far_rigs",
+        "search.nodes",
+        "search.ray_session",
+        "search.rig_actor",
+    ),
+    *("search.node_data", "search.rig_keeper", "search.rungs", "search.searcher", "search.trainable"),
 }
 OPTUNA = {"search.bounded", "search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"

@@ -132,6 +132,16 @@ def test_an_answer_is_judged_by_the_second_measurement_and_the_best_trial_known(
     assert row.over == pytest.approx(2.9 / (0.98 * again) - 1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize(("dense", "looks"), [([1.0], 1), ([1.09], 1), ([1.3, 1.2, 1.05], 3), ([2.0] * 9, 6)])
+def test_a_disturbed_measurement_is_made_again_whichever_way_it_came_out(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense: list[float], looks: int
+) -> None:
+    figures = iter([{**measurement(3.0).to_dict(), "dense_latency_ms": ms} for ms in dense])
+    monkeypatch.setattr(bench, "command", lambda *a: SimpleNamespace(returncode=0, stdout=json.dumps(next(figures))))
+    measured, made = bench.undisturbed(tmp_path, tmp_path, 1.0)
+    assert (measured.dense_latency_ms, made) == (dense[looks - 1], looks)
+
+
 def test_an_export_that_is_refused_is_a_miss_that_says_why(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -409,7 +409,9 @@ def test_what_the_readme_types_exists(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert load_job(tmp_path / "job.yaml").load_task().name == "waves"
     typed = next(text for _, text in blocks if "prunefront search JOB.yaml" in text)
     commands = re.findall(r"^prunefront (\w+)(.*(?:\n {4,}.*)*)", typed, re.M)
-    assert {command for command, _ in commands} == {"search", "front", "export", "prune", "profile", "measure"}
+    assert {command for command, _ in commands} == {
+        *("search", "front", "report", "status", "export", "prune", "init", "schema", "doctor", "profile", "measure"),
+    }
     for command, arguments in commands:
         known = succeed(capfd, command, "--help")
         for option in re.findall(r"--[a-z-]+", arguments.partition("#")[0]):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from search.budget import Budget
 from search.pareto import hypervolume
-from search.progress_log import Area, Progress, log_hypervolume, progress
+from search.progress_log import Progress, log_hypervolume, progress
 from search.result import Baseline, Status, TrialResult
+from search.volume import Area
 
 COARSE = st.sampled_from([-0.1, 0.0, 0.2, 0.5, 0.8, 1.0, 1.5, math.nan, math.inf])
 POINTS = st.lists(st.tuples(COARSE | st.floats(0.0, 1.0), COARSE | st.floats(0.001, 2.0)), max_size=30)

@@ -155,11 +155,11 @@ def test_old_results_fill_the_board() -> None:
 @pytest.mark.parametrize(
     ("report", "stops"),
     [
-        ({"rung": RUNG, "rung_accuracy": 0.0, "rung_latency": 99.0}, True),
-        ({"rung": RUNG, "rung_accuracy": 0.99, "rung_latency": 0.1}, False),
-        ({"rung": None, "rung_accuracy": None, "rung_latency": 99.0}, False),
-        ({"rung": RUNG, "rung_accuracy": 0.0, "rung_latency": None}, False),
-        ({"rung": RUNG, "rung_accuracy": 0.0, "rung_latency": 99.0, "done": True}, False),
+        ({"rung": RUNG, "rung_accuracy": 0.0, "rung_costs": [99.0]}, True),
+        ({"rung": RUNG, "rung_accuracy": 0.99, "rung_costs": [0.1]}, False),
+        ({"rung": None, "rung_accuracy": None, "rung_costs": [99.0]}, False),
+        ({"rung": RUNG, "rung_accuracy": 0.0, "rung_costs": None}, False),
+        ({"rung": RUNG, "rung_accuracy": 0.0, "rung_costs": [99.0], "done": True}, False),
         ({}, False),
     ],
 )

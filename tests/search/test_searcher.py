@@ -17,11 +17,12 @@ from ray.tune.search import Searcher
 
 from admm.plan import PruningPlan
 from search.budget import Budget
+from search.nodes import NodeRefused
 from search.result import Status, TrialResult
 from search.sampler import Proposal, StudySampler
-from search.searcher import INFEASIBLE_PER_TRIAL, RESTARTS, PlanSearcher
+from search.searcher import INFEASIBLE_PER_TRIAL, RESTARTS, Halt, PlanSearcher
 from search.space import Space
-from search.store import RunStore
+from search.store import RunStore, StoreError
 from tests.search.fabricated import MIXED, SPACE, TINY, publish, result_of
 
 FINISHED = Searcher.FINISHED
@@ -228,6 +229,56 @@ def test_a_lost_worker_is_tried_again_and_then_recorded_as_failed(tmp_path: Path
     assert search.seen == [result]
     assert search.searcher.spent == 1
     assert search.searcher.suggest("next")["number"] != config["number"]
+
+
+def test_a_node_that_joined_later_and_differs_ends_the_search_and_no_trial(tmp_path: Path) -> None:
+    search = Search(tmp_path, max_concurrent=1)
+    config = search.searcher.suggest("t0")
+    search.store.note_loss(config["number"], "NodeRefused: node 10.0.0.3 cannot work for this search: it has torch 2.9")
+    with pytest.raises(Halt) as halt:
+        search.searcher.on_trial_complete("t0", error=True)
+    assert isinstance(halt.value.error, NodeRefused)
+    assert str(halt.value.error).startswith("node 10.0.0.3 cannot work for this search: it has torch 2.9; take it out")
+    search.restart()
+    assert search.store.results() == {}
+    assert search.searcher.suggest("t1")["number"] == config["number"]
+
+
+def test_a_trial_that_gets_on_between_its_losses_is_not_given_up(tmp_path: Path) -> None:
+    search = Search(tmp_path, max_concurrent=1)
+    config = search.searcher.suggest("t0")
+    number = config["number"]
+    search.store.attempt_dir(number, "worker")
+    checkpoint = search.store.checkpoint_path(number)
+    for attempt in range(2 * RESTARTS + 3):
+        checkpoint.touch()
+        os.utime(checkpoint, ns=(attempt, attempt))
+        search.searcher.on_trial_complete(f"t{attempt}", error=True)
+        assert search.searcher.suggest(f"t{attempt + 1}") == config
+    for attempt in range(2 * RESTARTS + 3, 3 * RESTARTS + 3):  # and from here on it stands still
+        assert search.store.results() == {}
+        search.searcher.on_trial_complete(f"t{attempt}", error=True)
+        search.searcher.suggest(f"t{attempt + 1}")
+    assert search.store.result(number).status == "failed"
+
+
+def test_a_worker_lost_to_a_disk_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path: Path) -> None:
+    search = Search(tmp_path, max_concurrent=1)
+    config = search.searcher.suggest("t0")
+    partial = search.store.partial_dir
+    partial.rename(tmp_path / "aside")
+    partial.touch()  # no folder can be made there, whoever asks
+    with pytest.raises(Halt) as halt:
+        search.searcher.on_trial_complete("t0", error=True)
+    assert isinstance(halt.value.error, StoreError)
+    assert "cannot write" in str(halt.value.error)
+    partial.unlink()
+    (tmp_path / "aside").rename(partial)
+    search.restart()
+    assert search.store.results() == {}
+    assert list(partial.iterdir()) == []
+    again = search.searcher.suggest("t1")
+    assert (again["number"], again["plan"]) == (config["number"], config["plan"])
 
 
 def test_a_worker_lost_after_it_published_has_finished(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from admm.bounded import read_bounded
 from search.atomic import StoreError
 from search.errors import UserError
 from search.record import parse_result, result_text
@@ -256,13 +257,12 @@ class TestReading:
         for number in range(5):
             store.commit(number, stage(store, number), complete(number))
         reads: list[Path] = []
-        read_bytes = Path.read_bytes
 
-        def counted(path: Path) -> bytes:
+        def counted(path: Path, most: int) -> bytes:
             reads.append(path)
-            return read_bytes(path)
+            return read_bounded(path, most)
 
-        monkeypatch.setattr(Path, "read_bytes", counted)
+        monkeypatch.setattr("search.record.read_bounded", counted)
         assert list(store.results()) == [0, 1, 2, 3, 4]
         assert len(reads) == 5
         store.results()

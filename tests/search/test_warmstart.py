@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from search import warmstart
 from search.bench import Prepared
+from search.budgeted_plans import Budgeted
+from search.forecast import make_forecast
 from search.job import Job
 from search.ladder import WarmPlan
-from search.warmstart import asked_speedup, first_plans, ladder_budgets
+from search.warmstart import BUDGETED, asked_speedup, budgeted_speedups, first_plans, ladder_budgets
 from tests.search import test_forecast
 
 prepared = test_forecast.prepared
@@ -67,12 +69,41 @@ def test_the_whole_way_on_a_small_job(prepared: Prepared, tmp_path: Path, monkey
         assert any(params.values())
     assert len({tuple(p.items()) for p in found.params}) == len(found.params)
     json.dumps(found.to_dict(), allow_nan=False)
+    assert {p.source for p in found.plans} <= {"warm start", BUDGETED}
     # a second start measures nothing and says the same
     said.clear()
     monkeypatch.setattr("search.sensitivity._pruned", None)
     again = first_plans(prepared, folder=tmp_path, dense_latency_ms=2.0, say=said.append)
     assert said == ["finding the first plans"]
     assert (again.plans, again.epochs) == (found.plans, found.epochs)
+
+
+def test_the_budgeted_projection_is_sure_of_what_it_was_asked(prepared: Prepared) -> None:
+    made, _ = make_forecast(prepared)
+    assert made is not None
+    budgeted, space = Budgeted(prepared, made), prepared.profile.space
+    last = 1.0
+    for speedup in (1.05, 1.2, 1.5):
+        steps = budgeted.steps(speedup)
+        assert steps is not None
+        assert space.params(space.plan(steps)) == dict(steps)
+        assert made.safe_speedup(steps) >= speedup
+        assert made.safe_speedup(steps) >= last  # more asked for is more given
+        last = made.safe_speedup(steps)
+    assert budgeted.steps(1e6) is None
+    patterns = changed(prepared, structures=["n:m"])
+    assert Budgeted(patterns, made).steps(1.2) is None  # there is nothing to allocate
+
+
+@given(reach=st.floats(0.01, 3.0), asked=st.none() | st.floats(0.5, 40.0), count=st.integers(0, 4))
+def test_the_budgeted_projection_is_asked_for_the_budget(reach: float, asked: float | None, count: int) -> None:
+    fastest = 10.0**reach
+    speedups = budgeted_speedups(fastest, asked, count)
+    assert len(speedups) <= count
+    assert all(1.0 < s <= fastest for s in speedups)
+    if asked is not None and 1.001 < asked < fastest and count:
+        assert speedups[0] == pytest.approx(asked)
+    assert budgeted_speedups(0.9, asked, count) == []
 
 
 def test_without_a_forecast_nothing_is_spent(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -574,10 +574,11 @@ def test_a_plan_trained_on_from_its_own_weights_gets_what_is_left_of_its_schedul
     total = run.total_steps
     progress = _finish(run)
     assert run.result is not None
-    assert (run.result.status, run.result.started_from, run.result.stretch) == ("complete", 0, 3.0)
-    assert [p.phase for p in progress].count("admm") == 2 * ITERATIONS
-    assert [p.phase for p in progress].count("finetune") == 2 * EPOCHS
+    assert (run.result.status, run.result.started_from, run.result.stretch) == ("complete", 0, 3.0), run.result.reason
+    assert [p.phase for p in progress].count("admm") == 0  # nothing is left for ADMM to prune
+    assert [p.phase for p in progress].count("finetune") == 2 * (ITERATIONS + EPOCHS)
     assert {p.total for p in progress} == {total}
+    assert json.loads((store.trial_dir(1) / "plan.json").read_text())["seen"] == 3 * (ITERATIONS + EPOCHS)
     # the same filters stay: what the plan asks for is gone already
     kept = [json.loads((store.trial_dir(n) / "plan.json").read_text())["kept"]["0"]["out"] for n in (0, 1)]
     assert kept[0] == kept[1]
@@ -612,6 +613,10 @@ def test_a_trial_may_begin_with_the_weights_of_a_less_pruned_one(store: RunStore
     kept = [json.loads((store.trial_dir(n) / "plan.json").read_text()) for n in (0, 1)]
     assert set(kept[1]["kept"]["0"]["out"]) < set(kept[0]["kept"]["0"]["out"])
     assert kept[1]["started_from"] == 0
+    assert [k["seen"] for k in kept] == [
+        ITERATIONS + EPOCHS,
+        2 * (ITERATIONS + EPOCHS),
+    ]  # epochs go on from the start's
     from_dense = TrialRun(bench, _spec(2, plan=more), store=store)
     _finish(from_dense)
     assert from_dense.result is not None

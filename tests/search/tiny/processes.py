@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +24,7 @@ PATIENCE_S = 600.0
 class Process:
     """A child in a session of its own, as a terminal would start it, and all lines that it has said so far."""
 
-    def __init__(self, *command: str, cwd: Path | None = None) -> None:
+    def __init__(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
         self.lines: list[str] = []
         self._said = threading.Condition()
         self._process = subprocess.Popen(
@@ -34,7 +34,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **(environment or {})},
             cwd=cwd,
         )
         self.pid = self._process.pid
