@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
-import operator
 import re
 import statistics
 import unicodedata
@@ -100,8 +100,8 @@ class Figure:
     """A figure of a page beside its source: `<!-- 3.88x = int8.json details/resnet18/int8/speedup -->`.
 
     The source is a file of benchmarks/results and a path in its newest entry that has the path, `*` for all and
-    `name=value` for the element of a list; before it may stand mean, median, min or max. Or it is `module:NAME.field`,
-    for a number of the program itself.
+    `name=value,...` for the elements of a list; before it may stand mean, median, min or max. A number of the
+    program itself is `default module:function parameter`, and a factor.
     """
 
     shown: str
@@ -116,9 +116,11 @@ class Figure:
     def value(self) -> float:
         """What the source holds. Raises `LookupError` or `AttributeError` where there is no such thing."""
         words = self.source.split()
-        if ":" in words[0]:
-            module, _, path = words[0].partition(":")
-            return float(operator.attrgetter(path)(importlib.import_module(module)))
+        if words[0] == "default":
+            module, _, name = words[1].partition(":")
+            scale = float(words[3]) if len(words) > 3 else 1.0
+            callee = getattr(importlib.import_module(module), name)
+            return float(inspect.signature(callee).parameters[words[2]].default) * scale
         aggregate = _AGGREGATES[words.pop(0)] if words[0] in _AGGREGATES else None
         name, path = words[0], " ".join(words[1:])
         filed = json.loads((RESULTS / name).read_text())
@@ -158,8 +160,8 @@ def _reach(value: Any, path: list[str]) -> Iterator[Any]:
     elif isinstance(value, dict):
         found = [value[key]] if key in value else []
     elif isinstance(value, list) and "=" in key:
-        name, _, wanted = key.partition("=")
-        found = [item for item in value if str(item.get(name)) == wanted]
+        wanted = dict(condition.split("=", 1) for condition in key.split(","))
+        found = [item for item in value if all(str(item.get(name)) == given for name, given in wanted.items())]
     elif isinstance(value, list) and key.isdigit():
         found = value[int(key) : int(key) + 1]
     for item in found:
