@@ -9,7 +9,7 @@ DEMO ?= runs/demo-$(STAMP)
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-cluster test-soak check install bench clean
+.PHONY: demo test test-slow test-cluster test-soak check install bench docs clean
 
 install: $(VENV)/.installed
 
@@ -46,5 +46,11 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/step_overhead.py
 
+# The pages of docs/ as a site in site/; a broken link or anchor ends it.
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/generate_job_reference.py --check
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

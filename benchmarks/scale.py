@@ -45,9 +45,9 @@ from search.view import View  # noqa: E402
 from tests.search.simulator import DENSE, Simulated  # noqa: E402
 
 BAR = 0.15
-#: How much dearer a trial of the last quarter may be than one of the first. A search seven times as long as its first
-#: quarter would make a step that reads all trials that much dearer.
-GROWTH = 2.0
+#: How much dearer a trial of the last quarter may be than one of the third. Were its cost proportional to the trials
+#: before it, that would be 7 / 5. The first quarter is cheap in any case: nothing is known yet that a draw could use.
+GROWTH = 1.15
 #: MiB that a thousand more trials may take of the driver's memory.
 MEMORY = 100.0
 PACKAGES = ("prunefront", "optuna", "ray", "sqlalchemy", "numpy")
@@ -144,7 +144,8 @@ def measure(root: Path, trials: int, workers: int, study: str, profile: cProfile
         "driver_cpu_s_a_trial": spent.driver / ended,
         "ask_cpu_s_a_trial": spent.asking / ended,
         "driver_cpu_s_a_trial_by_quarter": quarters,
-        "growth": quarters[3] / quarters[0],
+        "last_to_third_quarter": quarters[3] / quarters[2],
+        "last_to_first_quarter": quarters[3] / quarters[0],
         "worker_cpu_s_a_trial": spent.workers / ended,
         "wall_s": wall,
         "resident_mib": {str(count): round(mib, 1) for count, mib in sorted(memory.items())},
@@ -204,7 +205,7 @@ def main() -> None:
         trials, workers = 24, 4
     if options.record and (trials, workers, options.profile) != (2000, 256, False):
         parser.error("--record keeps figures of the full benchmark only")
-    profile = cProfile.Profile(time.process_time) if options.profile else None
+    profile = cProfile.Profile() if options.profile else None
     with tempfile.TemporaryDirectory() as folder:
         study = f"journal:{folder}/run/study.log" if options.journal else "sqlite"
         row = rounded(measure(Path(folder) / "run", trials, workers, study, profile))
@@ -212,10 +213,14 @@ def main() -> None:
     show([row])
     if profile is not None:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
-    holds = row["driver_cpu_s_a_trial"] <= BAR and row["growth"] <= GROWTH and row["mib_a_thousand_trials"] <= MEMORY
+    holds = (
+        row["driver_cpu_s_a_trial"] <= BAR
+        and row["last_to_third_quarter"] <= GROWTH
+        and row["mib_a_thousand_trials"] <= MEMORY
+    )
     claim = Claim(
         claim=f"the driver of {trials:,} trials on {workers} workers spends at most {BAR} s of CPU on each, at most "
-        f"{GROWTH:g} times as much on one of the last quarter as on one of the first, and at most {MEMORY:g} MiB on a "
+        f"{GROWTH:g} times as much on one of the last quarter as on one of the third, and at most {MEMORY:g} MiB on a "
         "thousand",
         figure=row["driver_cpu_s_a_trial"],
         unit="s of the driver's CPU a trial, Ray Tune's own left out",

@@ -258,7 +258,7 @@ def measure(trials: int, width: int, epochs: int, steps: int) -> dict[str, Any]:
 
 def show(row: Mapping[str, Any]) -> None:
     """Wall and CPU seconds a trial, then the controls."""
-    table = Table("16 plans of the digits", "wall s a trial", "CPU s a trial", "driver's CPU s")
+    table = Table("plans of the digits", "wall s a trial", "CPU s a trial", "driver's CPU s")
     for name in ("bare", "one", "two"):
         found = row[name]
         own = found.get("driver_cpu_s_a_trial")

@@ -61,9 +61,12 @@ class Job(Section):
     task: str
     """`module:function`, which returns a `search.tasks.Task`."""
     task_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for that function, by name."""
     base_dir: str = "."
     """The folder that holds the user's modules; a job file's own folder unless it says otherwise."""
     structures: Annotated[tuple[Structure, ...], Field(strict=False, min_length=1)] = ("filter",)
+    """What may be removed together: whole filters, input channels, columns of a convolution, single weights, or single
+    weights by the pattern n:m. A layer may mix them; n:m goes with filter only."""
     layers: LayerSelection = LayerSelection()
     sparsity: SparsityRange = SparsityRange()
     rigs: Annotated[

@@ -27,6 +27,7 @@ class LayerSelection(Section):
     include: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Empty: all prunable layers."""
     exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Left whole, whatever `include` says."""
 
 
 def _align(value: object) -> object:
@@ -44,8 +45,11 @@ class SparsityRange(Section):
     """The sparsities that the search may ask for, as fractions of the dense layer."""
 
     min: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Never less than this of any layer or group that the search prunes: above 0 none of them stays dense."""
     max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Never more than this of any layer or group."""
     step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Distance between the sparsities tried of `shape` and `unstructured`; filters and channels go by blocks."""
     align: Annotated[int | str, BeforeValidator(_align, json_schema_input_type=_Align)] = "auto"
     """Kept counts of filters and channels are multiples of this: `auto` measures the device's block; 1 turns it off."""
 
@@ -60,8 +64,11 @@ class RigSpec(Section):
     """A rig to measure on: its name, threads and batch size."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Such as `onnxruntime-cpu`; the name alone will do where nothing else is said."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Threads of the runtime. On a processor one thread is timed by its own CPU time, several by wall time."""
     batch: Annotated[int, Field(ge=1)] = 1
+    """Samples in one inference."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
     """What a GPU's rig computes float32 in, or a rig of modules runs them in; None: its own choice. ONNX Runtime on a
     processor computes what the file says."""
@@ -74,7 +81,9 @@ class Budget(Section):
     """What the pruned network may cost: a latency in milliseconds, or a speed-up against the dense network."""
 
     latency_ms: Annotated[float | None, Field(gt=0.0)] = None
+    """Milliseconds, on the clock of the rig."""
     speedup: Annotated[float | None, Field(gt=1.0)] = None
+    """Times as fast as the dense network on the same rig."""
     rig: str | None = None
     """None: the first rig of the job."""
 
@@ -91,20 +100,29 @@ class AdmmSettings(Section):
     """The ADMM phase of a trial (Zhang et al. 2018, arXiv 1804.03294)."""
 
     iterations: Annotated[int, Field(ge=1)] = 6
+    """Updates of Z and U; each follows `epochs_per_iteration` epochs of training."""
     epochs_per_iteration: Annotated[int, Field(ge=1)] = 1
+    """Passes over the training data before Z and U are updated."""
     lr: Annotated[float, Field(gt=0.0)] = 0.01
+    """Learning rate."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov's momentum, or AdamW."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Of SGD; AdamW has its own and leaves this aside."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Of the optimiser, on all that is trained."""
     rho_start: Annotated[float, Field(gt=0.0)] = 0.1
     """A multiple of the scale of the gradients, as is `rho_end`: rho rises from one to the other."""
     rho_end: Annotated[float, Field(gt=0.0)] = 10.0
+    """Of the last iteration; at least `rho_start`."""
     progressive: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the iterations over which the sparsity grows to what is asked; 0 asks for all at once."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate over the whole phase; `cosine` falls to a tenth."""
     nearly_dead: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Filters and columns below this share of their layer's mean energy go at the hard prune."""
     max_grad_norm: Annotated[float | None, Field(gt=0.0)] = None
+    """Gradients are clipped to this norm; null leaves them."""
 
     @model_validator(mode="after")
     def _rising(self) -> AdmmSettings:
@@ -117,14 +135,23 @@ class FinetuneSettings(Section):
     """Masked retraining after the hard prune, optionally distilled from the dense network."""
 
     epochs: Annotated[int, Field(ge=0)] = 4
+    """Epochs of retraining; 0 leaves it out."""
     lr: Annotated[float, Field(gt=0.0)] = 0.01
+    """Learning rate."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov's momentum, or AdamW."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Of SGD; AdamW has its own and leaves this aside."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Of the optimiser, on all that is trained."""
     max_grad_norm: Annotated[float | None, Field(gt=0.0)] = None
+    """Gradients are clipped to this norm; null leaves them."""
     distillation_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the loss that follows the dense network's soft outputs; 0 trains on the labels alone."""
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    """Of the softmax in distillation."""
     schedule: Literal["cosine", "constant", "one-cycle"] = "cosine"
+    """The learning rate, step by step; `one-cycle` rises over the first tenth before it falls along the cosine."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay of a moving average of the weights, which is then the result; 0 turns it off."""
 
@@ -146,12 +173,17 @@ class SearchSettings(Section):
     """How many plans to try, and who proposes them."""
 
     trials: Annotated[int, Field(ge=1)] = 32
+    """Trials in all. Not counted: plans over the budget by their shapes, plans trained already for the other precision,
+    and the long schedule of the final front."""
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    """Which of Optuna's samplers proposes plans: TPE, NSGA-II or random."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the sampler and of the training."""
     objectives: Annotated[tuple[str, ...], Field(strict=False)] = DEFAULT
     """`accuracy`, and one or two of `latency` (on the deciding rig), `latency:RIG` (on another one of the job), `size`
     (bytes of what is shipped for the deciding rig) and `macs`."""
     early_stopping: bool = True
+    """Whether trials that others dominate halfway are stopped."""
     warm_start: bool = True
     """Whether the first plans come from what is known before training: each dimension's damage to the loss, measured
     once, and the latency forecast."""
@@ -184,11 +216,14 @@ class Resources(Section):
     """What Ray reserves for one trial, and how many run at a time."""
 
     cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
+    """Processor cores; a part of one or a whole number."""
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs; a part of one, so that trials share it, or a whole number."""
     processes_per_trial: Annotated[int | None, Field(ge=1, le=1024)] = None
     """Processes that train one trial together, each with its part of every batch; None: one for each whole GPU of it,
     or one."""
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
+    """Trials at a time; null: as many as the machines hold."""
 
     @property
     def processes(self) -> int:

@@ -34,6 +34,8 @@ AGAIN = "again"
 #: Share of the accuracy missing to the dense network that a plan is expected to gain the second time it is trained, and
 #: how that share falls from one time to the next.
 RISE, FADING_RISE = 0.4, 0.7
+#: Trials that a forecast is fitted to, beside those on the front or near it.
+LATEST = 600
 #: No plan is trained for more than so many times the schedule.
 LONGEST_AGAIN = 8.0
 
@@ -206,7 +208,10 @@ class Memory:
 
     def judge(self, seed: int) -> Judge:
         """A judge of untried plans, by one draw of the forecast."""
-        told = [self._told[number] for number in self._numbers]
+        # the latest, and what the front is made of: a forecast of the plans to come, which costs the same for ever
+        parents = {id(known) for known, _ in self.parents()}
+        early, late = self._numbers[:-LATEST], self._numbers[-LATEST:]
+        told = [t for n in early if id((t := self._told[n]).known) in parents] + [self._told[n] for n in late]
         known = [(t.known, t.row) for t in told if t.known is not None]
         over = [(t.excess, t.row) for t in told if t.excess is not None and -1.0 < t.excess < math.inf]
         return Judge(

@@ -292,7 +292,7 @@ def _how_to_go_on(root: Path, reason: str, address: str | None) -> str:
 
 
 def _say_how_to_export(view: View, root: Path, job: Job, results: Mapping[int, TrialResult]) -> None:
-    """The next command, as it can be typed; none where there is nothing to export."""
+    """The next commands, as they can be typed; none where there is nothing to export."""
     budget = Budget.of(job)
     complete = [r for r in results.values() if r.status == "complete"]
     if not complete:
@@ -303,4 +303,5 @@ def _say_how_to_export(view: View, root: Path, job: Job, results: Mapping[int, T
         asked = f"--speedup {budget.speedup:g}"
     else:
         asked = f"--latency-ms {budget.latency_ms:g}"
+    view.say(f"as a page for others: prunefront report {root}")
     view.say(f"export one with: prunefront export {root} {asked} --out NEW_FOLDER")

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from search.atomic import StoreError
+from search.bounded import BoundedTPE
 from search.budget import Budget
 from search.objective_names import DEFAULT
 from search.objectives import LATENCY_ALONE, Objectives
@@ -68,9 +69,7 @@ def make_sampler(kind: str, seed: int) -> BaseSampler:
             return optuna.samplers.RandomSampler(seed=seed)
         if kind == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
-        return optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, n_startup_trials=8, seed=seed
-        )
+        return BoundedTPE(multivariate=True, group=True, constant_liar=True, n_startup_trials=8, seed=seed)
 
 
 def open_study(url: str, name: str, objectives: Objectives = LATENCY_ALONE) -> Study:

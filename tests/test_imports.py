@@ -26,7 +26,7 @@ RAY = {
     ),
     *("search.node_data", "search.rig_keeper", "search.rungs", "search.searcher", "search.trainable"),
 }
-OPTUNA = {"search.sampler", "search.study", "search.mirror", "search.filed"}
+OPTUNA = {"search.bounded", "search.sampler", "search.study", "search.mirror", "search.filed"}
 TASKS = "search.tasks"
 
 

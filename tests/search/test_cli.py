@@ -31,6 +31,7 @@ from search.front import COLUMNS, dense_result, front_results
 from search.job_file import load_job
 from search.result import TrialResult
 from search.store import RunStore
+from tests.pages import blocks, known_commands, typed, unknown
 
 HERE = Path(__file__).parent
 SMALL = HERE / "small_task"
@@ -402,28 +403,11 @@ def test_the_example_of_a_users_own_network_in_a_terminal(tmp_path: Path) -> Non
     assert "was not measured again" not in plain
 
 
-def test_what_the_readme_types_exists(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_readme_types_exists(tmp_path: Path) -> None:
     readme = (HERE.parents[1] / "README.md").read_text()
     shutil.copy(EXAMPLES / "own_model" / "my_model.py", tmp_path)
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", readme, re.S | re.M)
-    (tmp_path / "job.yaml").write_text(next(text for language, text in blocks if language == "yaml"))
+    (tmp_path / "job.yaml").write_text(next(text for language, text in blocks(readme) if language == "yaml"))
     assert load_job(tmp_path / "job.yaml").load_task().name == "waves"
-    typed = next(text for _, text in blocks if "prunefront search JOB.yaml" in text)
-    commands = re.findall(r"^prunefront (\w+)(.*(?:\n {4,}.*)*)", typed, re.M)
-    assert {command for command, _ in commands} == {
-        *("search", "front", "report", "status", "export", "prune", "init", "schema", "doctor", "profile", "measure"),
-    }
-    for command, arguments in commands:
-        known = succeed(capfd, command, "--help")
-        for option in re.findall(r"--[a-z-]+", arguments.partition("#")[0]):
-            assert option in known, f"{command} {option}"
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
-def test_pages_name_what_is_there(page: str) -> None:
-    root = HERE.parents[1]
-    text = (root / page).read_text()
-    for path in re.findall(r"\]\(([^)#]+)\)|`((?:docs|examples|tests)/[\w./]+)`", text):
-        assert (root / (path[0] or path[1])).exists(), path
-    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text)) <= targets
+    listed = next(text for _, text in blocks(readme) if "prunefront search JOB.yaml" in text)
+    assert {command for command, _ in typed(f"```\n{listed}```")} == set(known_commands())
+    assert unknown(readme) == []
