@@ -141,7 +141,7 @@ class Trial:
         """What the next step reports, as `PruneTrainable.step` does; the last one publishes the record."""
         self._step += 1
         number, done = self.result.number, self._step == self.steps
-        message: dict[str, Any] = {"number": number, "rung": None, "rung_accuracy": None, "rung_latency": None}
+        message: dict[str, Any] = {"number": number, "rung": None, "rung_accuracy": None, "rung_costs": None}
         iteration = self._step - 1
         if not done and 1 <= iteration <= self._iterations and self.result.stretch == 1.0:
             assert self.result.accuracy is not None
@@ -149,7 +149,7 @@ class Trial:
             # pruned early, a network is worse than it will be, and by how much says little
             accuracy = self.result.accuracy - 0.02 * (1.0 - iteration / self._iterations) - self._rng.uniform(0.0, 0.01)
             self.result = replace(self.result, rungs=(*self.result.rungs, (iteration, accuracy)))
-            message |= {"rung": iteration, "rung_accuracy": accuracy, "rung_latency": 1.0 / self.result.speedup}
+            message |= {"rung": iteration, "rung_accuracy": accuracy, "rung_costs": (1.0 / self.result.speedup,)}
         if done:
             if self.result.status == "complete":
                 (self._attempt / WEIGHTS_FILE).write_bytes(b"")

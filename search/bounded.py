@@ -48,7 +48,7 @@ class _Part:
 
 
 def worth_a_look(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Of (accuracy up, latency down) trials in their order: all that are unfinished, the latest and the best others.
+    """Of (accuracy up, costs down) trials in their order: all that are unfinished, the latest and the best others.
 
     The best are the first layers of non-domination among what keeps its constraints, or among all where nothing does.
     """
@@ -61,8 +61,7 @@ def worth_a_look(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     chosen: set[int] = {t.number for t in ended[-LATEST:]}
     room = BEST
     while left and room > 0:
-        values = [t.values for t in left]
-        layer = set(front([(v[0], v[1]) for v in values])) or set(range(len(left)))
+        layer = set(front([tuple(t.values) for t in left])) or set(range(len(left)))
         taken = sorted(layer)[-room:]
         chosen.update(left[i].number for i in taken)
         room -= len(taken)

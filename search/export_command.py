@@ -40,7 +40,7 @@ def export_from_run(
     trial: int | None,
     int8: bool,
     console: Console,
-) -> None:
+) -> Exported:
     """`prunefront export`."""
     asked = {"--latency-ms": latency_ms, "--speedup": speedup, "--max-drop": max_drop, "--trial": trial}
     given = [option for option, value in asked.items() if value is not None]
@@ -99,6 +99,7 @@ def export_from_run(
         ),
         soft_wrap=True,
     )
+    return done
 
 
 def with_weights(store: RunStore, chosen: list[TrialResult]) -> list[TrialResult]:

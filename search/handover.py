@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
 #: Keys of the file's metadata begin with it.
 PREFIX = "prunefront."
@@ -96,10 +95,13 @@ def _interface(content: bytes) -> tuple[str, str, str, str]:
     """(input's name, output's name, shape with a batch of one where it is free, NumPy type) of an ONNX file."""
     try:
         graph = onnx.load_model_from_string(content).graph
+    except Exception:  # protobuf's own
+        graph = onnx.GraphProto()
+    try:
         given = graph.input[0]
         kind = given.type.tensor_type
         sides = [side.dim_value or 1 for side in kind.shape.dim]
         numpy_type = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         return given.name, graph.output[0].name, str(tuple(sides)), numpy_type
-    except (DecodeError, IndexError, KeyError):  # a file from elsewhere put in its place: its names are ours at least
+    except (IndexError, KeyError):  # a file from elsewhere put in its place: its names are ours at least
         return "input", "output", "SHAPE", "float32"

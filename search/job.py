@@ -229,6 +229,13 @@ class Job(Section):
         job._source, job._lines = self._source, self._lines
         return job
 
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Job:
+        """The job in a YAML file; raises `UserError`, one line with its place in the file."""
+        from search.job_file import load_job
+
+        return load_job(Path(path))
+
     def to_yaml(self) -> str:
         """The job with every default written out; `load_job` reads it back to an equal one."""
         from search.job_file import dump_yaml

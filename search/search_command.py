@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def run_or_resume(
-    target: Path | str,
+    target: Path | str | Job,
     *,
     name: str | None,
     storage: str | None,
@@ -62,16 +62,18 @@ def run_or_resume(
     rig: str | None = None,
     objectives: str | None = None,
     insecure: bool = False,
-) -> None:
-    """`prunefront search`: a new run of a job file, or one more start of a run folder or of its copy at a URL.
+) -> Path:
+    """`prunefront search`: a new run of a job or its file, or one more start of a run folder or of its copy at a URL.
+    Returns the run's folder.
 
     Everything that can be wrong with a job is said before a folder is made, a network trained or Ray started.
     """
     target_address = checked_address(address)
     settle_access(target_address, insecure=insecure)
     view = View(console)
-    target = fetched(target, view.say) if isinstance(target, str) and is_url(target) else Path(target)
-    if is_run(target):
+    if not isinstance(target, Job):
+        target = fetched(target, view.say) if isinstance(target, str) and is_url(target) else Path(target)
+    if isinstance(target, Path) and is_run(target):
         if name is not None or storage is not None:
             raise UserError("--name and --storage belong to a new run: leave them out to go on with one")
         store = RunStore.open(target)
@@ -93,8 +95,9 @@ def run_or_resume(
                 if job.to_yaml() != store.job_path.read_text():
                     write_atomic(store.job_path, job.to_yaml())
                 _drive(store, job, prepared, own, view=view, session=session, seconds=seconds, console=console)
-        return
-    job = load_job(target)
+        return target
+    job = target if isinstance(target, Job) else load_job(target)
+    stem = job.task.partition(":")[0].rpartition(".")[2] if isinstance(target, Job) else target.stem
     require_inside(job, storage=storage)
     job = job.with_overrides(
         trials=trials,
@@ -110,11 +113,12 @@ def run_or_resume(
     with _cluster(target_address, job, view) as session:
         prepared, own = _checked(job, session, points)
         job = prepared.job
-        root = next_run_dir(local_storage(job), name, target.stem, elsewhere)
+        root = next_run_dir(local_storage(job), name, stem, elsewhere)
         with driver_lock(root), _only_if_worth_keeping(root):
             store = RunStore.create(root, job.to_yaml(), environment(job))
             with _interruptible(view, root, target_address), copied(store, job, view.say):
                 _drive(store, job, prepared, own, view=view, session=session, seconds=seconds, console=console)
+    return root
 
 
 @contextlib.contextmanager

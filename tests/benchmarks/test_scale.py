@@ -18,17 +18,19 @@ from search.store import RunStore
 from tests.search.simulator import DENSE, Simulated
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
-TRIALS, WORKERS = 20, 5
+TRIALS, WORKERS = 60, 5
 
 
 def test_the_simulated_cluster_runs_every_trial_once_on_so_many_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    network = Simulated(layers=3, steps=4)
+    network = Simulated()
     store = RunStore.create(tmp_path / "run", "task: simulated\n", {})
     sampler = StudySampler("journal:" + str(tmp_path / "study"), network.space, sampler="random", dense_accuracy=DENSE)
-    board = RungBoard(rung_iterations(4))
+    # a crowd of good trials that passed the first rung before: whoever they dominate is stopped there
+    crowd = dict.fromkeys(range(1000, 1200), (0.8, 0.2))
+    board = RungBoard(rung_iterations(4), points={rung_iterations(4)[0]: crowd})
     most = 0
 
     class Watched(PlanSearcher):
@@ -42,7 +44,7 @@ def test_the_simulated_cluster_runs_every_trial_once_on_so_many_workers(
     spent, ended = Spent(), []
     simulate(searcher, RungScheduler(board), network, store, steps=(4, 2), spent=spent, on_end=ended.append)
     results = store.results()
-    assert sorted(results) == list(range(TRIALS))
+    assert len(results) == TRIALS
     assert ended == list(range(1, TRIALS + 1))
     assert most == WORKERS
     assert {r.status for r in results.values()} == {"complete", "stopped"}

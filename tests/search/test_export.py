@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from evaluators.accuracy import Score
 from evaluators.errors import EvaluationError
 from evaluators.measurement import DeviceStamp, Measurement
-from search import export
 from search.budget import Budget
 from search.errors import BudgetUnreachable, UserError
-from search.export import candidates, export_trial
+from search.export import Quantized, candidates, export_trial
 from search.result import STATUSES, Baseline, Status, TrialResult
 from search.store import RunStore
+
+#: `search.export` itself is the function of the Python API.
+export = importlib.import_module("search.export")
 
 BASELINE = Baseline(accuracy=0.95, accuracy_stderr=0.01, latency_ms=1.0, macs=100, params=50, weights=40)
 STAMP = DeviceStamp(
@@ -201,11 +204,11 @@ def test_an_int8_export_has_figures_of_its_own(store: RunStore, tmp_path: Path) 
     assert [r.number for r in chosen[:1]] == [max(chosen, key=lambda r: r.accuracy or 0.0).number]
     seen: list[bytes] = []
 
-    def quantize(trial: TrialResult, content: bytes) -> export.Quantized:
+    def quantize(trial: TrialResult, content: bytes) -> Quantized:
         seen.append(content)
         if len(seen) == 1:
             raise EvaluationError("parity breach")
-        return export.Quantized(content=b"ints", score=Score(value=0.5, stderr=0.1, samples=10), agreement=0.97)
+        return Quantized(content=b"ints", score=Score(value=0.5, stderr=0.1, samples=10), agreement=0.97)
 
     measured = measurement(1e-4)
     done = export_trial(store, chosen, out, measure=lambda content: measured, budget=budget, quantize=quantize)
