@@ -183,3 +183,26 @@ def test_frozen_weights_do_not_move_while_the_others_are_pruned() -> None:
     )
     assert torch.equal(done.model.head.weight, before)  # type: ignore[union-attr, arg-type]
     assert done.model.first.weight.shape[0] == 4  # type: ignore[union-attr, operator, index]
+
+
+def test_a_frozen_norm_holds_no_filter_and_keeps_its_values() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+    norm = model[1].requires_grad_(False)
+    nn.init.uniform_(norm.weight)  # type: ignore[arg-type]
+    groups = without_frozen(model, find_groups(model, data(1).x))
+    assert list(groups.groups) == ["0"]
+    done = prune(
+        model,
+        PruningPlan({"0": {"filter": 0.5}}),
+        train_batches=prepare(task(lambda: model)).train_batches,
+        groups=groups,
+        admm=AdmmSettings(iterations=1),
+        finetune=FinetuneSettings(epochs=1),
+    )
+    left = done.model[1].weight  # type: ignore[index]
+    assert left.shape == (4,)
+    assert torch.isin(left, norm.weight).all()  # type: ignore[arg-type]
