@@ -80,7 +80,7 @@ def _message(mistake: ErrorDetails) -> str:
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return f"{_bounds(place, context)}, got {shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"must be sqlite, sqlite:///FILE or journal:FILE, got {shown(value)}"
+        return f"must be sqlite, sqlite:///FILE, journal:FILE or postgresql://HOST/DB, got {shown(value)}"
     return f"{_WANTED.get(kind, mistake['msg'])}, got {shown(value)}"
 
 

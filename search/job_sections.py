@@ -200,8 +200,11 @@ class SearchSettings(Section):
     keep_weights: Literal["all", "front"] = "all"
     """`front`: when a search is complete, the weights and the ONNX files of trials that nothing wants any more are
     removed. What stays of such a trial is its result, its plan and its trace."""
-    study: Annotated[str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+)$")] = "sqlite"
-    """`sqlite` (study.db in the run folder), a `sqlite:///` URL, or `journal:PATH` for shared file systems."""
+    study: Annotated[
+        str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+|(postgresql|mysql)(\+[a-z0-9]+)?://.+)$")
+    ] = "sqlite"
+    """`sqlite` (study.db in the run folder), a `sqlite:///` URL, `journal:PATH` for shared file systems, or the URL of
+    a server: `postgresql://` or `mysql://`, with its Python driver installed."""
 
     @model_validator(mode="after")
     def _known_objectives(self) -> SearchSettings:

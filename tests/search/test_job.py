@@ -74,7 +74,7 @@ def test_structures_are_those_of_a_plan() -> None:
         ("task: a:b\nsearch: {trials: '3'}\n", ":2: search.trials: must be a whole number, got '3'"),
         ("task: a:b\nsearch:\n  seed: -1\n", ":3: search.seed: must lie in [0, 4.29497e+09), got -1"),
         ("task: a:b\nsearch: {early_stopping: yes}\n", ":2: search.early_stopping: must be true or false, got 'yes'"),
-        ("task: a:b\nsearch: {study: mysql://x}\n", ":2: search.study: must be sqlite, sqlite:///FILE or journal:FILE, got 'mysql://x'"),
+        ("task: a:b\nsearch: {study: redis://x}\n", ":2: search.study: must be sqlite, sqlite:///FILE, journal:FILE or postgresql://HOST/DB, got 'redis://x'"),
         ("task: a:b\nsearch:\n  sampler: tpee\n", ":3: search.sampler: must be tpe, nsga2 or random, got 'tpee'; did you mean 'tpe'?"),
         ("task: a:b\nsparsity:\n  max: 1.2\n", ":3: sparsity.max: must lie in [0, 1), got 1.2"),
         ("task: a:b\nsparsity: {max: .nan}\n", ":2: sparsity.max: must be a finite number, got nan"),
