@@ -114,7 +114,7 @@ def test_retraining_follows_the_teacher_and_its_schedule() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AdmmSettings(iterations=0), r"admm\.iterations must be at least 1, got 0"),
+        (lambda: AdmmSettings(iterations=-1), r"admm\.iterations must be at least 0, got -1"),
         (lambda: AdmmSettings(lr=0.0), r"admm\.lr must be above 0"),
         (lambda: AdmmSettings(rho_start=2.0, rho_end=1.0), r"rho_start must lie in \(0, rho_end\], got 2"),
         (lambda: FinetuneSettings(epochs=-1), r"finetune\.epochs must be at least 0"),

@@ -29,6 +29,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_every_way_has_the_same_budget_and_the_fixed_plans_are_the_rivals() -> None:
     real_data("mnist", SOURCE)

@@ -63,6 +63,7 @@ def run(*options: str, code: str | None = None, **environment: str) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_smoke_test_needs_neither_ray_nor_onnx(pictures: Path) -> None:
     done = run("--quick", "--data", str(pictures), "--threads", "1", code=WITHOUT)
     assert done.returncode == 0, done.stderr

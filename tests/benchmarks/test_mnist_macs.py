@@ -65,6 +65,7 @@ def trial(bench: Any, seed: int, loss: float, reduction: float = 10.0) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_last_line_is_the_claim_with_macs_and_measured_speed(digits: Path) -> None:
     done = run("--quick", "--data", str(digits))
     assert done.returncode == 0, done.stderr

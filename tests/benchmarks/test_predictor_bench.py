@@ -53,6 +53,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("predictor")
 
 
+@pytest.mark.slow
 def test_a_device_that_is_a_line_is_predicted_exactly(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     (case,) = bench.cases(quick=False, tiny=True)
     rig = LinearRig()

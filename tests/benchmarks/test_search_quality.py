@@ -333,6 +333,7 @@ def test_a_sliced_file_has_the_shapes_of_an_export(bench: Any, tmp_path: Path) -
         bench.real.sliced(dense.replace(b"conv3.weight", b"conv3.w31ght"), widths)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_trial_is_trained_once_goes_on_where_it_was_left_and_differs_by_seed(bench: Any, tmp_path: Path) -> None:
     data = real_data("mnist", SOURCE)

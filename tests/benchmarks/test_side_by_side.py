@@ -41,6 +41,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_all_sides_are_as_small_as_asked_and_spend_the_same_epochs() -> None:
     real_data("mnist", SOURCE)

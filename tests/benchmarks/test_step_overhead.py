@@ -29,6 +29,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_last_line_is_the_claim() -> None:
     done = run("--quick", "--tiny")
     assert done.returncode == 0, done.stderr

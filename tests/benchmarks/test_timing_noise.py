@@ -86,6 +86,7 @@ def test_slow_networks_are_not_held_to_the_seconds(bench: ModuleType) -> None:
     assert (claim.holds, claim.details["seconds_within_bar"], claim.details["left_out"]) == (True, None, "why")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no process affinity here")
 def test_loads_train_on_their_core_only_when_asked_and_are_gone_afterwards(bench: ModuleType) -> None:
     seen: list[Any] = []

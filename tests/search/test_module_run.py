@@ -137,6 +137,7 @@ def test_a_trial_comes_back_bit_equal_from_its_plan(
     assert not (tmp_path / "again" / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_profile_of_a_run_says_what_is_known_of_modules(searched: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shown = said(capfd, "profile", searched)
     assert "rig        torch-cpu: " in shown

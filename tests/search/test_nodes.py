@@ -12,7 +12,7 @@ from search.nodes import NEEDED, facts, mismatch
 
 HERE = dict.fromkeys(NEEDED, "1.0") | {"torch": "2.13.0", "prunefront": "0.1.0"}
 #: Of what the package needs, what runs in the driver alone, or is Ray itself.
-DRIVERS = {"ray", "optuna", "typer", "rich", "matplotlib", "fsspec", "pyarrow"}
+DRIVERS = {"ray", "optuna", "typer", "rich", "matplotlib", "fsspec", "pyarrow", "plotly", "jinja2"}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class End:
 
 
 def test_both_steps(folder: Path, rig: FakeRig, child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keep, "ties", lambda results, on_front: {})
+    monkeypatch.setattr(keep, "ties", lambda results, on_front, *others: {})
     rig.latencies = {**THEN, "1": 0.42}
     end = End(folder / "runs" / "good", remeasure=True, keep_weights="front")
     end.job = end.job.model_copy(update={"budget": None})
@@ -70,7 +70,7 @@ def test_neither_step_where_the_job_leaves_them_out(folder: Path, child: Child) 
 
 def test_a_step_that_fails_is_a_line_and_the_next_one_follows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(final_measure, "PROGRAM", "import sys; sys.exit('error: the device is gone')")
-    monkeypatch.setattr(keep, "ties", lambda results, on_front: {})
+    monkeypatch.setattr(keep, "ties", lambda results, on_front, *others: {})
     end = End(folder / "runs" / "good", remeasure=True, keep_weights="front")
     end.job = end.job.model_copy(update={"budget": None})
     assert end.come() is not None
@@ -83,7 +83,7 @@ def test_a_disk_that_refuses_is_a_line(folder: Path, monkeypatch: pytest.MonkeyP
     def refuses(path: Path, missing_ok: bool = False) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(keep, "ties", lambda results, on_front: {})
+    monkeypatch.setattr(keep, "ties", lambda results, on_front, *others: {})
     end = End(folder / "runs" / "good", remeasure=False, keep_weights="front")
     end.job = end.job.model_copy(update={"budget": None})
     monkeypatch.setattr(Path, "unlink", refuses)
