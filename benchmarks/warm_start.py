@@ -2,10 +2,11 @@
 
 The digits network is trained lightly; then everything a search knows before its first epoch is made (`first_plans`):
 the forecast of latency, the sensitivities, the ladder of plans. Beside each uniform plan of the space stands the plan
-that the ladder gives for its forecast latency, which is as fast or faster. Both are pruned one shot by magnitude, their
-BatchNorm statistics are settled on training batches, and the loss and accuracy on validation data decide; nothing is
-retrained. Beside it: what the forecast errs by on random plans that it was not fitted on, and how well the predicted
-damage orders random combined plans by the loss they really have, over all and among plans of equal forecast latency.
+that the ladder gives for its forecast latency, which is as fast or faster, and that of the budgeted projection, which
+keeps the weights' energy. All are pruned one shot by magnitude, their BatchNorm statistics are settled on training
+batches, and the loss and accuracy on validation data decide; nothing is retrained. Beside it: what the forecast errs by
+on random plans that it was not fitted on, and how well the predicted damage orders random combined plans by the loss
+they really have, over all and among plans of equal forecast latency.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from admm.plan import PruningPlan
 from admm.recalibrate import recalibrate
 from admm.shapes import shaped_by_magnitude
 from search.bench import Prepared, local_measure
+from search.budgeted_plans import Budgeted
 from search.calibration import export_plan
 from search.forecast import Forecast
 from search.job import Job
@@ -184,16 +186,19 @@ def one_seed(seed: int, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def rows_of(prepared: Prepared, found: FirstPlans) -> list[dict[str, float]]:
-    """Each uniform plan, and the ladder's plan for the same forecast latency, by speed-up."""
+def rows_of(prepared: Prepared, found: FirstPlans) -> list[dict[str, Any]]:
+    """Each uniform plan, and the ladder's and the budgeted projection's for the same forecast latency, by speed-up."""
     assert found.forecast is not None
     assert found.sensitivity is not None
     space, forecast = prepared.profile.space, found.forecast
     uniform = uniform_plans(space)
-    steps = ladder(space, found.sensitivity, forecast, [forecast.safe_speedup(params) for params in uniform])
+    budgets = [forecast.safe_speedup(params) for params in uniform]
+    steps, budgeted = ladder(space, found.sensitivity, forecast, budgets), Budgeted(prepared, forecast)
     rows = []
-    for params, plan in zip(uniform, steps.plans, strict=True):
+    for params, plan, budget in zip(uniform, steps.plans, budgets, strict=True):
         ours, theirs = scored(prepared, plan.params), scored(prepared, params)
+        kept = budgeted.steps(budget) if budget > 1.0 else None
+        energy = (None, None) if kept is None else scored(prepared, kept)
         rows.append(
             {
                 "speedup": round(plan.speedup, 3),
@@ -202,6 +207,8 @@ def rows_of(prepared: Prepared, found: FirstPlans) -> list[dict[str, float]]:
                 "uniform_loss": round(theirs[0], 4),
                 "accuracy": round(ours[1], 4),
                 "uniform_accuracy": round(theirs[1], 4),
+                "budgeted_loss": None if energy[0] is None else round(energy[0], 4),
+                "budgeted_accuracy": None if energy[1] is None else round(energy[1], 4),
             }
         )
     return rows
@@ -210,7 +217,7 @@ def rows_of(prepared: Prepared, found: FirstPlans) -> list[dict[str, float]]:
 def show(seeds: Mapping[int, Mapping[str, Any]]) -> None:
     """The tables."""
     table = Table(title="one shot, statistics settled, validation data: the ladder beside uniform plans")
-    for heading in ("seed", "speed-up", "loss", "accuracy", "uniform", "loss", "accuracy"):
+    for heading in ("seed", "speed-up", "loss", "accuracy", "uniform", "loss", "accuracy", "budgeted", "accuracy"):
         table.add_column(heading, justify="right")
     for seed, found in seeds.items():
         for row in found["rows"]:
@@ -222,6 +229,8 @@ def show(seeds: Mapping[int, Mapping[str, Any]]) -> None:
                 f"{row['uniform_speedup']:.2f}x",
                 f"{row['uniform_loss']:.3f}",
                 f"{row['uniform_accuracy']:.4f}",
+                "-" if row["budgeted_loss"] is None else f"{row['budgeted_loss']:.3f}",
+                "-" if row["budgeted_accuracy"] is None else f"{row['budgeted_accuracy']:.4f}",
             )
     console = Console(width=140)
     console.print(table)
@@ -240,6 +249,7 @@ def claim_of(seeds: Mapping[int, Mapping[str, Any]], *, quick: bool) -> Claim:
     rows = [row for found in seeds.values() for row in found["rows"]]
     gain = 100.0 * mean(row["accuracy"] - row["uniform_accuracy"] for row in rows)
     better = mean(row["loss"] < row["uniform_loss"] for row in rows)
+    both = [row for row in rows if row["budgeted_loss"] is not None]
     return Claim(
         claim="plans found before the first epoch lose less accuracy than uniform plans of the same forecast latency "
         "(digits, one shot, validation, mean over all uniform plans), with a lower loss for most",
@@ -250,6 +260,13 @@ def claim_of(seeds: Mapping[int, Mapping[str, Any]], *, quick: bool) -> Claim:
         details={
             "quick": quick,
             "lower_loss": round(better, 4),
+            "budgeted": {
+                "rows": len(both),
+                "gain_over_uniform_pp": round(
+                    100.0 * mean([r["budgeted_accuracy"] - r["uniform_accuracy"] for r in both] or [0.0]), 3
+                ),
+                "lower_loss_than_ladder": round(mean([r["budgeted_loss"] < r["loss"] for r in both] or [0.0]), 4),
+            },
             "exponent": EXPONENT,
             **{str(seed): dict(f) for seed, f in seeds.items()},
         },

@@ -64,7 +64,14 @@ def test_damage_is_a_sum_of_powers(bench: ModuleType) -> None:
 def test_both_accuracy_and_loss_decide(bench: ModuleType) -> None:
     def rows(*pairs: tuple[float, float]) -> dict[int, dict[str, object]]:
         both = [
-            {"accuracy": 0.9 + gain, "uniform_accuracy": 0.9, "loss": 1.0 + rise, "uniform_loss": 1.0}
+            {
+                "accuracy": 0.9 + gain,
+                "uniform_accuracy": 0.9,
+                "loss": 1.0 + rise,
+                "uniform_loss": 1.0,
+                "budgeted_accuracy": 0.91,
+                "budgeted_loss": 1.0,
+            }
             for gain, rise in pairs
         ]
         return {0: {"rows": both}}
