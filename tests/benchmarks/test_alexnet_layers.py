@@ -64,6 +64,7 @@ def test_mixes_are_what_they_say_at_full_width(monkeypatch: pytest.MonkeyPatch) 
         assert (15.0 <= compression <= 16.0) is (name != "filters, narrow"), (name, compression)
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = run("--tiny", "--record")
     assert done.returncode == 2

@@ -55,6 +55,7 @@ def test_every_way_has_the_same_budget_and_the_fixed_plans_are_the_rivals() -> N
         assert (0.0 < extra < 2.0) if side == "one-shot sensitivity" else extra == 0.0
 
 
+@pytest.mark.slow
 def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     done = run("--quick", PRUNEFRONT_DATA=str(tmp_path))
     assert done.returncode == 2

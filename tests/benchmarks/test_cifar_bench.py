@@ -111,6 +111,7 @@ def test_the_large_networks_lose_filters_and_columns(pictures: Path, name: str, 
     assert outcome["epochs"] == pytest.approx(8 / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -130,6 +131,7 @@ def test_what_cannot_be_run_is_said_in_one_line(options: tuple[str, ...], said: 
     assert len(done.stderr.splitlines()) == 1 or "usage:" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     done = run("--quick", PRUNEFRONT_DATA=str(tmp_path))
     assert done.returncode == 2

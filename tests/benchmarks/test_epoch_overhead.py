@@ -48,6 +48,7 @@ def test_last_line_is_the_claim_and_memory_is_accounted_for(tmp_path: Path) -> N
     assert 430_500 <= memory["masks"] < weights / 3
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded(tmp_path: Path) -> None:
     done = run("--quick", "--record", data=tmp_path)
     assert done.returncode == 2

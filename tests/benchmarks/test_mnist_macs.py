@@ -153,6 +153,7 @@ def test_ideal_macs_leave_zeros_out_and_dense_kernels_do_not(bench: Any) -> None
     assert found["ideal"] == pytest.approx(whole / (kernels - 20 * 5 * 50 * 64), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     done = run("--quick", PRUNEFRONT_DATA=str(tmp_path))
     assert done.returncode == 2

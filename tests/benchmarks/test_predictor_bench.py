@@ -102,6 +102,7 @@ def test_plans_repeat_and_spread(bench: ModuleType) -> None:
     assert not {plan.digest() for plan in calibration.values()} & {plan.digest() for plan in plans.values()}
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--tiny", "--record"], capture_output=True, text=True, timeout=800

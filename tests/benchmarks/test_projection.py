@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from admm.plan import STRUCTURES
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "projection.py"
@@ -45,6 +47,7 @@ def test_last_line_is_the_claim_and_every_row_agrees() -> None:
     assert details["tiny"] is True
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = run("--tiny", "--record")
     assert done.returncode == 2

@@ -42,6 +42,7 @@ def test_last_line_is_the_claim_of_the_default_s_worse_storage() -> None:
     assert all(0.0 <= row["half"] <= row["all"] for row in worth.values())
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = run("--tiny", "--record")
     assert done.returncode == 2

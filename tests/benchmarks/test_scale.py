@@ -70,6 +70,7 @@ def test_last_line_is_the_claim() -> None:
     assert len(details["resident_mib"]) >= 8
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--tiny", "--record"], capture_output=True, text=True, timeout=300

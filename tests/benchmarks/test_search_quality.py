@@ -388,6 +388,7 @@ def test_the_surrogate_compares_samplers_and_claims_nothing() -> None:
     assert details["held_out"]["end"]["rms_pp"] < details["held_out"]["end"]["spread_pp"]
 
 
+@pytest.mark.slow
 def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     done = run("--quick", "--data", str(tmp_path / "none"))
     assert done.returncode == 2

@@ -71,6 +71,7 @@ def test_all_sides_are_as_small_as_asked_and_spend_the_same_epochs() -> None:
         assert 0.13 < outcome["mac_fraction"] <= 0.15
 
 
+@pytest.mark.slow
 def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     done = run("--quick", PRUNEFRONT_DATA=str(tmp_path))
     assert done.returncode == 2
@@ -78,6 +79,7 @@ def test_without_the_data_it_says_where_they_are_from(tmp_path: Path) -> None:
     assert SOURCE in done.stdout
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = run("--quick", "--record")
     assert done.returncode == 2

@@ -71,6 +71,7 @@ def test_the_table_has_the_peak_memory(
     assert [cell.strip() for cell in line.split("│")[-3:-1]] == ["2.5", shown]
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     done = run("--tiny", "--record")
     assert done.returncode == 2

@@ -150,6 +150,7 @@ def test_one_core_leaves_the_other_core_out(bench: ModuleType, monkeypatch: pyte
     assert reason.startswith("one core only")
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     command = [sys.executable, str(FOLDER / "timing_noise.py"), "--quick", "--record"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -83,6 +83,7 @@ def test_both_accuracy_and_loss_decide(bench: ModuleType) -> None:
     assert set(json.loads(good.to_json())) == {"claim", "figure", "unit", "bar", "holds", "details"}
 
 
+@pytest.mark.slow
 def test_reduced_figures_are_not_recorded() -> None:
     command = [sys.executable, str(SCRIPT), "--quick", "--record"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
