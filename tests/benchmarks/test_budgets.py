@@ -43,7 +43,10 @@ def bench() -> Iterator[Any]:
     """The script as a module: its imports are those of a script in its folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("budgets")
+        module = importlib.import_module("budgets")
+        patch.setattr(module, "load_job", lambda path: None)
+        patch.setattr(module, "read_final", lambda store, job: store.final)
+        yield module
 
 
 def measurement(speedup: float) -> Measurement:
@@ -68,8 +71,16 @@ def trial(number: int, accuracy: float, speedup: float) -> TrialResult:
 
 def store(tmp_path: Path, results: dict[int, TrialResult]) -> Any:
     return SimpleNamespace(
-        name="r", baseline_dir=tmp_path, read_baseline=lambda: BASELINE, results=lambda: results, root=tmp_path
-    )
+        name="r", baseline_dir=tmp_path, read_baseline=lambda: BASELINE, results=lambda: results, root=tmp_path,
+        job_path=tmp_path, final=None,
+    )  # fmt: skip
+
+
+def test_what_the_fresh_process_measured_bounds_what_is_reachable(bench: Any) -> None:
+    run = store(Path(), {0: trial(0, 0.9, 20.0), 1: trial(1, 0.9, 6.0)})
+    run.final = SimpleNamespace(networks={"0": measurement(16.0), "dense": measurement(1.0)})
+    asked = [b.speedup if b.speedup is not None else 1.0 / b.latency_ms for b in bench.reachable(run, 4)]
+    assert max(asked) == pytest.approx(16.0 * 0.98 / (1.0 + bench.EDGE), rel=1e-3)
 
 
 SOME = {0: trial(0, 0.94, 1.5), 1: trial(1, 0.93, 3.0), 2: trial(2, 0.92, 6.0)}
