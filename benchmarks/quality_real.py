@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from quality_l1 import l1_stages
 from quality_lab import LONG, Figures, Stage, Trial
 from quality_task import SmallNet, kept_widths
+from silent import Silent
 
 from admm.compact import PLAN_FILE, WEIGHTS_FILE
 from admm.plan import PruningPlan
@@ -35,7 +36,6 @@ from search.rungs import rung_iterations
 from search.space import Space
 from search.store import RunStore
 from search.tasks.base import prepare
-from search.tasks.dense import DenseEpoch
 from search.trial import Bench, Start, TrialSpec
 from search.warmstart import first_plans
 from search.weights import prunable_weights
@@ -105,7 +105,7 @@ class RealLab:
             shutil.rmtree(root)  # killed before the dense network was measured
         prepared = Prepared.of(job)
         store = RunStore.open(root) if root.exists() else RunStore.create(root, prepared.job.to_yaml(), {})
-        prepare_run(store, prepared.job, prepared, _Silent())
+        prepare_run(store, prepared.job, prepared, Silent())
         self._dense_onnx = dense_onnx(store)
         self._bench = open_bench(store, prepared.job)
         self._measure = local_measure(prepared.job, DenseForms(file=self._dense_onnx))
@@ -309,13 +309,3 @@ def _without_places(job: Job) -> dict[str, Any]:
     for part in ("base_dir", "storage", "search", "resources"):  # of none of these does a trial's training depend
         content.pop(part)
     return content
-
-
-class _Silent:
-    """Preparation says nothing in a benchmark."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
-        """Nothing."""

@@ -20,12 +20,12 @@ import torch
 from claim import Claim
 from rich.console import Console
 from rich.table import Table
+from silent import Silent
 
 from search.bench import Prepared, open_bench, prepare_run
 from search.job import Job
 from search.job_file import load_job
 from search.store import RunStore
-from search.tasks.dense import DenseEpoch
 from search.trial import TrialSpec
 from search.worker import evaluate_plan
 
@@ -43,7 +43,7 @@ def rejected(plans: int, *, quick: bool) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         prepared = Prepared.of(job)
         store = RunStore.create(Path(folder) / "run", prepared.job.to_yaml(), {})
-        prepare_run(store, prepared.job, prepared, _Silent())
+        prepare_run(store, prepared.job, prepared, Silent())
         bench = open_bench(store, prepared.job)
         space, rng = bench.profile.space, random.Random(0)
         for number in range(plans + 1):
@@ -69,16 +69,6 @@ def job_of(*, quick: bool) -> Job:
     content["admm"].update(iterations=1)
     content["finetune"].update(epochs=1)
     return Job.model_validate({**content, "budget": {"speedup": 4.0 if quick else SPEEDUP}})
-
-
-class _Silent:
-    """Preparation says nothing in a benchmark."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def dense_epoch(self, epoch: DenseEpoch, epochs: int) -> None:
-        """Nothing."""
 
 
 def claim_of(rows: list[dict[str, Any]], *, quick: bool) -> Claim:
