@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from torch import nn
-
 from admm.allocate import Allocator
 from admm.cost import output_positions
 from admm.errors import PlanError
@@ -32,25 +30,34 @@ class Budgeted:
     def __init__(self, prepared: Prepared, forecast: Forecast) -> None:
         self._prepared, self._forecast = prepared, forecast
         self._structures = tuple(s for s in prepared.job.structures if s != N_OF_M)
-        every, chosen = prepared.profile.groups.layers, prepared.profile.layers
-        self._layers = None if chosen == every else chosen
-        model: nn.Module = prepared.model
-        self._positions = output_positions(model, prepared.task.example_input)
-        self._values = {name: p.detach() for name, p in model.named_parameters()}
+        self._allocator = self._made() if self._structures else None
+        self._values = {name: p.detach() for name, p in prepared.model.named_parameters()}
         self._known: dict[float, Mapping[str, int] | None] = {}
+
+    def _made(self) -> Allocator:
+        """For the whole network; each speed-up asks it for a smaller bound."""
+        prepared, model = self._prepared, self._prepared.model
+        every, chosen = prepared.profile.groups.layers, prepared.profile.layers
+        return Allocator(
+            model,
+            prepared.profile.groups,
+            Target(mac_fraction=1.0, structures=self._structures, layers=None if chosen == every else chosen),
+            align=prepared.job.align,
+            positions=output_positions(model, prepared.task.example_input),
+        )
 
     def steps(self, speedup: float) -> Mapping[str, int] | None:
         """Of the plan with the largest MAC fraction for which the forecast with its margin is sure of `speedup` > 1.
 
         None for a speed-up that no fraction leads to.
         """
-        if not self._structures:
+        if self._allocator is None:
             return None
         # ln of the fraction kept: nothing removed at 0, and far below any structure's reach at the other end
         slow, fast, best = 0.0, -2.0 * math.log(speedup) - 1.0, None
         for _ in range(ROUNDS):
             middle = (slow + fast) / 2.0
-            steps = self._allocated(round(middle, 9))
+            steps = self._allocated(self._allocator, round(middle, 9))
             if steps is not None and self._forecast.safe_speedup(steps) < speedup:
                 slow = middle
             else:
@@ -58,22 +65,14 @@ class Budgeted:
                 fast, best = middle, steps if steps is not None else best
         return best
 
-    def _allocated(self, log_fraction: float) -> Mapping[str, int] | None:
+    def _allocated(self, allocator: Allocator, log_fraction: float) -> Mapping[str, int] | None:
         """The space's steps of the allocation that keeps this fraction of the MACs; None where it is out of reach."""
         if log_fraction not in self._known:
-            prepared = self._prepared
-            target = Target(mac_fraction=math.exp(log_fraction), structures=self._structures, layers=self._layers)
             try:
-                allocator = Allocator(
-                    prepared.model,
-                    prepared.profile.groups,
-                    target,
-                    align=prepared.job.align,
-                    positions=self._positions,
-                )
-                plan = allocator.allocate(self._values).plan
+                bound = math.exp(log_fraction) * allocator.bound.dense
+                plan = allocator.allocate(self._values, bound=bound).plan
             except PlanError:
                 self._known[log_fraction] = None
             else:
-                self._known[log_fraction] = prepared.profile.space.params(plan)
+                self._known[log_fraction] = self._prepared.profile.space.params(plan)
         return self._known[log_fraction]
