@@ -5,8 +5,8 @@ budget is run to its end. Then budgets are spread evenly, on a logarithmic scale
 as `--latency-ms` and as `--speedup`. For each of them `prunefront export` chooses, and `prunefront measure` measures
 the exported file again in another process, against the run's dense file. A budget is kept when the cautious end of that
 interval is within it: the same rule that search and export go by. A measurement in which the dense network itself is
-slower than the run knows it tells of the machine's other work: it is made again, whichever way it came out. Beside it,
-how far the exported network's accuracy is below the best trial that the run knows within the budget.
+slower than the run has seen it tells of the machine's other work: it is made again, whichever way it came out. Beside
+it, how far the exported network's accuracy is below the best trial that the run knows within the budget.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rich.table import Table
 
 from evaluators import Measurement
 from search.budget import Budget
+from search.calm import Calm
 from search.errors import UserError
 from search.final_measure import read_final
 from search.job import Job
@@ -46,9 +47,9 @@ BUDGETS, QUICK_BUDGETS = 10, 4
 TRIALS, QUICK_TRIALS = {"digits": 16, "mnist-turned": 24}, {"digits": 4}
 #: How far below the best trial known within the budget an exported network may be, in percentage points.
 ACCURACY_BAR = 0.5
-#: A measurement is made again, so many times at most, while its dense network is slower than the run's by more than
-#: this share. Whether the budget was kept is not looked at.
-LOOKS, DISTURBED = 6, 0.1
+#: A measurement is made again, so many times at most, while its dense network reads slower than the run has seen it.
+#: Whether the budget was kept is not looked at.
+LOOKS = 12
 #: Budgets keep so far from both ends of what the run reached: at the very end one network decides, and its noise.
 EDGE = 0.05
 QUICK_DIGITS = {"task_args": {"width": 32, "epochs": 4, "min_accuracy": 0.5}}
@@ -206,7 +207,8 @@ def answered(name: str, run: Path, budget: Budget, scratch: Path, console: Conso
         return Row(**row, **empty, within=False, said=last_line(done))
     card = json.loads((out / "card.json").read_text())
     dense = store.baseline_dir / "model.onnx"
-    measured, looks = undisturbed(out / "model.onnx", dense, baseline.latency_ms)
+    calm = Calm.of_run(baseline, results, load_job(store.job_path).deciding_rig.name)
+    measured, looks = undisturbed(out / "model.onnx", dense, calm)
     exported = Measurement.from_dict(card["measured_at_export"])
     best = best_accuracy(baseline, results, budget)
     found = Row(
@@ -225,17 +227,18 @@ def answered(name: str, run: Path, budget: Budget, scratch: Path, console: Conso
     return found
 
 
-def undisturbed(model: Path, dense: Path, dense_latency_ms: float) -> tuple[Measurement, int]:
+def undisturbed(model: Path, dense: Path, calm: Calm) -> tuple[Measurement, int]:
     """(the file measured against the dense one, each time in a fresh process; how often that was done)."""
-    looks = 0
+    taken: list[Measurement] = []
     while True:
-        looks += 1
         done = command("measure", str(model), "--against", str(dense), "--json")
         if done.returncode != 0:
             raise UserError(f"{model}: the exported file cannot be measured: {last_line(done)}")
-        measured = Measurement.from_dict(json.loads(done.stdout))
-        if looks == LOOKS or measured.dense_latency_ms <= dense_latency_ms * (1.0 + DISTURBED):
-            return measured, looks
+        taken.append(Measurement.from_dict(json.loads(done.stdout)))
+        if not calm.disturbed(taken[-1]):
+            return taken[-1], len(taken)
+        if len(taken) == LOOKS:
+            return min(taken, key=lambda m: m.dense_latency_ms), LOOKS
 
 
 def best_accuracy(baseline: Baseline, results: Mapping[int, TrialResult], budget: Budget) -> float | None:

@@ -27,7 +27,7 @@ from admm.groups import find_groups
 from admm.plan import PruningPlan
 from evaluators.predictor import LatencyPredictor
 from evaluators.rig import LatencyRig, make_rig
-from search.profile import shapes_onnx
+from search.shapes_file import shapes_onnx
 from search.tasks.networks import CIFAR_INPUT, MNIST_INPUT, LeNet5, resnet18, resnet20
 
 ALIGN = 16

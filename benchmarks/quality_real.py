@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
 from quality_l1 import l1_stages
 from quality_lab import LONG, Figures, Stage, Trial
 from quality_task import SmallNet, kept_widths
@@ -33,6 +30,7 @@ from search.errors import UserError
 from search.job import Job
 from search.module_artefact import DenseForms
 from search.rungs import rung_iterations
+from search.shapes_file import shapes_onnx
 from search.space import Space
 from search.store import RunStore
 from search.tasks.base import prepare
@@ -188,9 +186,9 @@ class RealLab:
 
     def _clock(self, plan: PruningPlan) -> dict[str, Any]:
         bench = self._bench
-        widths = kept_widths(plan)
-        small, example = SmallNet(widths), bench.task.example_input
-        content = sliced(self._dense_onnx, widths)
+        small, example = SmallNet(kept_widths(plan)), bench.task.example_input
+        groups = bench.profile.groups
+        content = shapes_onnx(bench.dense, groups, plan, example, bench.job.align, bench.file)
         return {
             "plan": plan.to_dict(),
             "measured": self._measure(bench.job.deciding_rig.name, bench.form(content).content).to_dict(),
@@ -278,29 +276,6 @@ class RealLab:
 
         task = prepare(self._bench.task.task, trial.seed)
         return replace(self._bench, job=job, task=task, measure=measure)
-
-
-def sliced(dense: bytes, widths: Sequence[int]) -> bytes:
-    """The dense ONNX file of `SmallNet` cut down to its first `widths` filters: for latency, not for accuracy.
-
-    An export of the same shapes takes a second of each plan's trial, this a few milliseconds.
-    """
-    model = onnx.load_model_from_string(dense)
-    inputs, kept = 1, {}
-    for i, width in enumerate(widths, start=1):
-        kept[f"conv{i}.weight"] = (slice(width), slice(inputs))
-        kept[f"conv{i}.weight_bias"] = (slice(width),)
-        inputs = width
-    kept["head.weight"] = (slice(None), slice(inputs))
-    for tensor in model.graph.initializer:
-        if tensor.name in kept:
-            part = np.ascontiguousarray(numpy_helper.to_array(tensor)[kept.pop(tensor.name)])
-            tensor.CopyFrom(numpy_helper.from_array(part, tensor.name))
-    if kept:
-        raise UserError(f"the exported network has no tensor {next(iter(kept))!r}: the exporter names it otherwise now")
-    del model.graph.value_info[:]
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
 
 
 def _without_places(job: Job) -> dict[str, Any]:

@@ -39,9 +39,10 @@ from search.module_artefact import DenseForms, shapes_module, ship_forms
 from search.module_rigs import Modules, of_files, of_modules, opened_modules
 from search.payload import Payload, dense_payload
 from search.precision import Precision
-from search.profile import Profile, fastest_plan, profile_network, require_reachable, shapes_onnx
+from search.profile import Profile, fastest_plan, profile_network, require_reachable
 from search.result import Baseline
 from search.second_look import looked_at_again
+from search.shapes_file import shapes_onnx
 from search.shipped import SHAPE_SAMPLES, Form, calibration_inputs, lowers, shipped_form
 from search.store import MODEL_NAME, RunStore, write_atomic
 from search.tasks.base import PreparedTask, check_task, prepare
@@ -161,14 +162,16 @@ class Prepared:
                 except EvaluationError as error:
                     raise job.error(f"rigs.{i}", f"task {name!r}: {error}") from error
         if budget is not None:
-            require_reachable(budget, self.fastest_for(budget, measure, modules), job)
+            require_reachable(budget, self.fastest_for(budget, measure, modules, dense), job)
 
-    def fastest_for(self, budget: Budget, measure: MeasureOn, modules: Modules | None) -> Measurement:
+    def fastest_for(
+        self, budget: Budget, measure: MeasureOn, modules: Modules | None, dense: DenseForms
+    ) -> Measurement:
         """The smallest shapes on the budget's rig, in the precision that is nearest to keeping it."""
         found = []
         for precision in self.job.precisions:
             content = self.shapes(
-                fastest_plan(self.profile, self.job), budget.rig, measure, modules, precision=precision
+                fastest_plan(self.profile, self.job), budget.rig, measure, modules, dense=dense, precision=precision
             )
             found.append(looked_at_again(partial(measure, budget.rig, content), budget))
         return min(found, key=lambda m: budget.excess(m.latency_high_ms, m.speedup_low))
@@ -194,14 +197,15 @@ class Prepared:
         measure: MeasureOn,
         modules: Modules | None,
         *,
+        dense: DenseForms,
         precision: Precision | None = None,
     ) -> bytes:
         """The network of a plan's shapes as a trial of it would ship it for this rig; an ONNX file in the job's first
-        precision unless one is named."""
+        precision unless one is named. `dense` is this network before."""
         groups, job = self.profile.groups, self.job
         if modules is not None and measures_modules(rig):
             return shapes_module(job, rig, self.model, groups, plan, modules)
-        file = shapes_onnx(self.model, groups, plan, self.task.example_input, job.align)
+        file = shapes_onnx(self.model, groups, plan, self.task.example_input, job.align, dense.file)
         return self.form(measure, precision)(file).content
 
 
@@ -395,6 +399,7 @@ def open_bench(
         dense=model.eval(),
         profile=Profile.from_dict(store.read_profile()),
         baseline=store.read_baseline(),
+        file=dense_onnx(store) if of_files(job) else None,
         measure=measure or local_measure(job, dense_forms(store, job), modules),
         modules=modules,
         device=device or torch.device("cpu"),

@@ -22,7 +22,8 @@ from search.bench import Prepared
 from search.module_artefact import DenseForms
 from search.module_rigs import Modules
 from search.payload import Payload
-from search.profile import fastest_plan, shapes_onnx
+from search.profile import fastest_plan
+from search.shapes_file import shapes_onnx
 from search.trial import MeasureOn
 
 #: The networks whose latency is told; the others are there for the predictor.
@@ -102,7 +103,7 @@ def measured_networks(
         if name in known:
             continue
         say(f"measuring network {i + 1} of {len(plans)}: {name}")
-        content = dense.of(rig) if name == "dense" else prepared.shapes(plan, rig, measure, modules)
+        content = dense.of(rig) if name == "dense" else prepared.shapes(plan, rig, measure, modules, dense=dense)
         small = shaped_by_magnitude(prepared.model, prepared.profile.groups, plan, align=prepared.job.align)
         work: bytes | Work | None = content
         if measures_modules(rig):

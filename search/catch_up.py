@@ -22,10 +22,11 @@ from admm.errors import PruneError
 from evaluators.errors import EvaluationError
 from evaluators.rig import measures_modules
 from search.atomic import json_text, write_atomic
-from search.bench import Prepared, dense_forms, local_measure, local_modules
+from search.bench import Prepared, dense_forms, dense_onnx, local_measure, local_modules
 from search.errors import UserError
 from search.job import Job, RigSpec
 from search.module_artefact import plan_entry, ship_forms
+from search.module_rigs import of_files
 from search.objective_names import SIZE
 from search.on_rigs import judged_on, listed, measured_on, seen_by
 from search.payload import Payload, module_forms
@@ -83,6 +84,7 @@ def _bench(store: RunStore, job: Job, prepared: Prepared, profile: Profile, base
         dense=prepared.model,
         profile=profile,
         baseline=baseline,
+        file=dense_onnx(store) if of_files(job) else None,
         measure=local_measure(job, dense_forms(store, job), modules),
         modules=modules,
         device=torch.device("cpu"),

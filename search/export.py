@@ -153,7 +153,7 @@ def export_trial(
         raise BudgetUnreachable(f"no trial {asked} in int8 (trial {number}: {why}): ask for less, or no int8")
     raise BudgetUnreachable(
         f"{len(refused)} trial{'s' if len(refused) > 1 else ''} kept the budget of {budget} in the search, none does "
-        f"now (trial {number}: {why}): is this the machine it was searched on?"
+        f"now (trial {number}: {why}): is this the machine it was searched on, and is it idle?"
     )
 
 

@@ -17,6 +17,7 @@ from evaluators import EvaluationError, Lowered, OnnxPredictor, evaluate, export
 from evaluators.rig import measures_modules
 from search.bench import dense_forms, local_measure, local_modules, prepare_task, require_same_data
 from search.budget import Budget
+from search.calm import Calm
 from search.errors import UserError
 from search.export import Exported, Quantized, candidates, export_trial, require_new
 from search.job import Job
@@ -73,11 +74,12 @@ def export_from_run(
         results = {number: result for number, result in results.items() if result.precision == "fp32"}
     chosen = candidates(baseline, results, budget=budget, max_drop=max_drop, trial=trial, recorded=not int8)
     measure = local_measure(job, dense_forms(store, job), local_modules(job))
+    calm = Calm.of_run(baseline, store.results(), rig)
     done = export_trial(
         store,
         with_weights(store, chosen),
         out,
-        measure=lambda content: measure(rig, content),
+        measure=lambda content: calm.measured(partial(measure, rig, content)),
         budget=budget,
         quantize=quantizer(store, job, measure) if int8 else None,
         max_drop=max_drop,
@@ -99,6 +101,8 @@ def export_from_run(
         ),
         soft_wrap=True,
     )
+    if calm.disturbed(measured):
+        console.print(Text(calm.remark(measured)), soft_wrap=True)
     return done
 
 

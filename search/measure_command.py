@@ -18,6 +18,7 @@ from rich.text import Text
 
 from evaluators import RigUnavailable, make_rig
 from search.atomic import StoreError, json_text
+from search.calm import Calm
 from search.clocks import clock_words
 from search.commands import is_run
 from search.errors import UserError
@@ -163,15 +164,20 @@ def measure_run(
     except RigUnavailable as error:
         raise UserError(f"{error}{'' if rig else '; it is the rig of this run: name another with --rig'}") from None
     results = store.results()
+    calm = Calm.of_run(baseline, results, spec.name)
     before = front_results(baseline, results, Objectives.of(job, baseline))
     wanted = _chosen(store, results, trials) if trials else complete_trials(results) if all_trials else before
     with writable_folder(store.root / FOLDER), progress() as say:
-        again, skipped = measure_again(store, job, baseline, wanted, measure, spec, say)
+        again, skipped = measure_again(
+            store, job, baseline, wanted, lambda folder: calm.measured(partial(measure, folder)), spec, say
+        )
         if wanted and len(again) == 1:
             raise UserError(
                 f"none of the {len(wanted)} networks could be measured: trial {skipped[0][0]}: {skipped[0][1]}"
             )
         remarks = front_remarks(again, [trial.number for trial in before])
+        if (busiest := max((a.now for a in again), key=lambda m: m.dense_latency_ms)) and calm.disturbed(busiest):
+            remarks.append(calm.remark(busiest))
         content = _record(store, job, baseline, again, skipped, remarks, spec)
         failure: StoreError | None = None
         try:

@@ -15,8 +15,8 @@ from search.budget import Budget
 from search.module_artefact import shapes_module
 from search.objective_names import MACS, rig_of
 from search.precision import Precision
-from search.profile import shapes_onnx
 from search.second_look import looked_at_again
+from search.shapes_file import shapes_onnx
 from search.shipped import SHAPE_SAMPLES
 from search.trial import Bench
 
@@ -110,5 +110,5 @@ def shapes_for(bench: Bench, rig: str, plan: PruningPlan, precision: Precision) 
     if measures_modules(rig):
         assert bench.modules is not None
         return shapes_module(job, rig, bench.dense, bench.profile.groups, plan, bench.modules)
-    shapes = shapes_onnx(bench.dense, bench.profile.groups, plan, bench.task.example_input, job.align)
+    shapes = shapes_onnx(bench.dense, bench.profile.groups, plan, bench.task.example_input, job.align, bench.file)
     return bench.form(shapes, precision=precision, samples=SHAPE_SAMPLES).content

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,8 +13,7 @@ from admm.frozen import frozen_layers, without_frozen
 from admm.groupmap import GroupMap
 from admm.groups import find_groups
 from admm.plan import N_OF_M, PruningPlan
-from admm.shapes import shaped_by_magnitude
-from evaluators import Measurement, export_onnx
+from evaluators import Measurement
 from evaluators.rig import measures_modules
 from search.budget import Budget
 from search.errors import BudgetUnreachable, UserError
@@ -92,13 +89,6 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
     space = replace(space, precisions=job.precisions)
     left = [f"{layer}: left whole: its weight is frozen (requires_grad False)" for layer in frozen]
     return Profile(groups=groups, layers=layers, space=space, notes=(*left, *notes, *gainless_notes(job)))
-
-
-def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: torch.Tensor, align: int) -> bytes:
-    """The ONNX file of the network a plan leads to, weights chosen by magnitude: for latency, not for accuracy."""
-    small = shaped_by_magnitude(model, groups, plan, align=align)
-    with TemporaryDirectory() as folder:
-        return export_onnx(small, example, Path(folder) / "shapes.onnx").read_bytes()
 
 
 def fastest_plan(profile: Profile, job: Job) -> PruningPlan:

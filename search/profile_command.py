@@ -154,7 +154,7 @@ def profile_prepared(prepared: Prepared, say: Callable[[str], None]) -> Findings
     on_budget_rig = None
     if budget is not None:
         say(f"measuring the fastest network on {budget.rig}")
-        on_budget_rig = prepared.fastest_for(budget, measure, modules)
+        on_budget_rig = prepared.fastest_for(budget, measure, modules, dense)
     predictor, why = fit_networks([n for n in networks if n.fitted], block)
     return Findings(
         task=task.name,

@@ -57,6 +57,8 @@ class Bench:
     baseline: Baseline
     measure: MeasureOn
     device: torch.device
+    file: bytes | None = None
+    """The dense network's ONNX file, from which those of shapes are cut; None where the job has no rig of files."""
     modules: Modules | None = None
     """Who answers for the rigs that measure modules; None where the job has none."""
     crew: Crew | None = None

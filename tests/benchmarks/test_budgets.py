@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from evaluators.measurement import DeviceStamp, Measurement
 from search.budget import Budget
+from search.calm import Calm
 from search.errors import UserError
+from search.job import Job
 from search.result import Baseline, TrialResult
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -132,6 +134,7 @@ def test_an_answer_is_judged_by_the_second_measurement_and_the_best_trial_known(
 
     monkeypatch.setattr(bench, "command", command)
     monkeypatch.setattr(bench, "RunStore", SimpleNamespace(open=lambda run: store(tmp_path / "baseline", SOME)))
+    monkeypatch.setattr(bench, "load_job", lambda path: Job.model_validate({"task": "a:b"}))
     console = SimpleNamespace(print=lambda *a, **k: None)
     row = bench.answered("n", tmp_path / "run", Budget(speedup=2.9), tmp_path, console)
     assert said[0][:2] == ("export", str(tmp_path / "run"))
@@ -143,13 +146,14 @@ def test_an_answer_is_judged_by_the_second_measurement_and_the_best_trial_known(
     assert row.over == pytest.approx(2.9 / (0.98 * again) - 1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize(("dense", "looks"), [([1.0], 1), ([1.09], 1), ([1.3, 1.2, 1.05], 3), ([2.0] * 9, 6)])
+@pytest.mark.parametrize(("dense", "looks"), [([1.0], 1), ([1.09], 1), ([1.3, 1.2, 1.05], 3), ([2.0] * 20, 12)])
 def test_a_disturbed_measurement_is_made_again_whichever_way_it_came_out(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense: list[float], looks: int
 ) -> None:
     figures = iter([{**measurement(3.0).to_dict(), "dense_latency_ms": ms} for ms in dense])
     monkeypatch.setattr(bench, "command", lambda *a: SimpleNamespace(returncode=0, stdout=json.dumps(next(figures))))
-    measured, made = bench.undisturbed(tmp_path, tmp_path, 1.0)
+    calm = Calm.of([{**measurement(3.0).to_dict(), "dense_latency_ms": 1.0}])
+    measured, made = bench.undisturbed(tmp_path, tmp_path, calm)
     assert (measured.dense_latency_ms, made) == (dense[looks - 1], looks)
 
 

@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admm.plan import PruningPlan
-from evaluators import export_onnx
 from search.errors import UserError
 from search.space import Dimension, Space
 from tests.search.real_data import real_data
@@ -309,28 +308,6 @@ def test_l1_takes_the_weakest_filters_of_each_layer_as_many_as_the_plan_says(ben
         norms = dense.conv1.weight.abs().flatten(1).sum(1)
         strongest = norms.topk(widths[0]).indices.sort().values
         assert torch.equal(small.conv1.weight, dense.conv1.weight[strongest])
-
-
-@pytest.mark.slow
-def test_a_sliced_file_has_the_shapes_of_an_export(bench: Any, tmp_path: Path) -> None:
-    import onnx
-
-    torch.manual_seed(0)
-    widths = [16, 32, 16, 48, 16, 64, 32]
-    example = torch.zeros(1, 1, 14, 14)
-    networks = {"dense": bench.task.SmallNet(), "small": bench.task.SmallNet(widths)}
-    for network in networks.values():  # as if trained: an exporter leaves out biases of zero
-        for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-            torch.nn.init.normal_(norm.bias)
-    dense, small = (export_onnx(m, example, tmp_path / f"{name}.onnx").read_bytes() for name, m in networks.items())
-    cut = onnx.load_model_from_string(bench.real.sliced(dense, widths))
-    onnx.checker.check_model(cut, full_check=True)
-    wanted = onnx.load_model_from_string(small)
-    shapes = [{t.name: list(t.dims) for t in model.graph.initializer} for model in (cut, wanted)]
-    assert shapes[0] == shapes[1]
-    assert [node.op_type for node in cut.graph.node] == [node.op_type for node in wanted.graph.node]
-    with pytest.raises(UserError, match="has no tensor"):
-        bench.real.sliced(dense.replace(b"conv3.weight", b"conv3.w31ght"), widths)
 
 
 @pytest.mark.slow

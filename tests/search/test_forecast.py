@@ -18,7 +18,7 @@ from search import calibration, forecast
 from search.bench import Prepared
 from search.forecast import make_forecast
 from search.job_file import load_job
-from search.profile import shapes_onnx
+from search.shapes_file import shapes_onnx
 from tests.search.test_measure_command import measurement
 
 SMALL = Path(__file__).parent / "small_task"

@@ -20,8 +20,8 @@ from search import calibration, profile_command
 from search.bench import Prepared
 from search.cli import run
 from search.job_file import load_job
-from search.profile import shapes_onnx
 from search.profile_view import layer_table, steps
+from search.shapes_file import shapes_onnx
 from search.store import RunStore
 from tests.search.test_measure_command import measurement
 
@@ -44,10 +44,10 @@ def exported() -> Callable[..., bytes]:
     """`shapes_onnx`, each plan once: seconds each, and the same for all tests."""
     known: dict[tuple[str, int], bytes] = {}
 
-    def export(model: Any, groups: Any, plan: Any, example: Any, align: int) -> bytes:
+    def export(model: Any, groups: Any, plan: Any, example: Any, align: int, dense: bytes | None = None) -> bytes:
         key = (plan.digest(), align)
         if key not in known:
-            known[key] = shapes_onnx(model, groups, plan, example, align)
+            known[key] = shapes_onnx(model, groups, plan, example, align, dense)
         return known[key]
 
     return export

@@ -16,7 +16,7 @@ import torch
 
 from admm.plan import PruningPlan
 from search.bench import open_bench
-from search.profile import shapes_onnx
+from search.shapes_file import shapes_onnx
 from search.store import RunStore
 from search.trial import TrialSpec
 from search.worker import TrialRun
