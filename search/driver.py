@@ -16,6 +16,7 @@ from search.ray_session import Session, own_ray  # isort: skip  # it speaks to R
 import ray
 from ray import tune
 from ray.tune.stopper import Stopper
+from ray.widgets.util import in_notebook
 
 import search
 from search.atomic import disk_errors
@@ -277,10 +278,21 @@ def _fit(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=end,
             verbose=0,
+            progress_reporter=_Silent() if in_notebook() else None,
         ),
     )
     end.check()
     tuner.fit()
+
+
+class _Silent(tune.ProgressReporter):
+    """In a notebook Tune reports at any verbosity, and clears what the cell has shown."""
+
+    def should_report(self, trials: object, done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: object, done: bool, *sys_info: str) -> None:
+        pass
 
 
 @contextlib.contextmanager

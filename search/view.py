@@ -1,4 +1,4 @@
-"""What a search shows while it runs: one live table in a terminal, plain lines elsewhere."""
+"""What a search shows while it runs: one live table in a terminal or a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.budget import Budget
+from search.notebook import NotebookLive
 from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, Status, TrialResult
 from search.tally import Tally
@@ -29,7 +30,7 @@ class View:
     def __init__(self, console: Console, *, interval: float = 15.0) -> None:
         self._console = console
         self._interval = interval
-        self._live: Live | None = None
+        self._live: Live | NotebookLive | None = None
         self._tally = Tally()
         self._baseline: Baseline | None = None
         self._budget: Budget | None = None
@@ -74,8 +75,11 @@ class View:
         self._objectives = objectives
         self._started = time.monotonic()
         self._deadline = None if seconds is None else self._started + seconds
-        if self._console.is_terminal:
+        if self._console.is_jupyter and not self._console.quiet:
+            self._live = NotebookLive(self._table)
+        elif self._console.is_terminal:
             self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
+        if self._live is not None:
             self._live.start()
 
     def update(self, result: TrialResult) -> None:

@@ -6,7 +6,10 @@ import ast
 import importlib
 import importlib.util
 import itertools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +205,16 @@ def test_the_reference_of_the_job_file_is_current() -> None:
         assert f"| `{name}` |" in page
     cells = [line.rsplit("|", 2)[-2].strip() for line in page.splitlines() if line.startswith("| `")]
     assert all(cells), "each key says what it means"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the site needs prunefront[docs]")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "job_file.html").is_file()
