@@ -17,17 +17,19 @@ from search.result import Baseline, TrialResult
 #: By so much slower than ever seen, the dense network tells of other work on the machine.
 DISTURBED = 0.1
 #: Measurements, with a pause between them, until the calmest of them has to do.
-LOOKS = 6
+LOOKS, FEW = 6, 2
 PAUSE_S = 0.5
 
 _SAME = ("rig", "device", "runtime", "provider", "threads", "batch", "clock")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Calm:
     """What the dense network takes where nothing disturbs it, in ms, by rig, device, runtime, threads and batch."""
 
     known: Mapping[tuple[Any, ...], float]
+    looks: int = LOOKS
+    """Fewer once the machine was busy all the time: it is asked each time, and not waited for."""
 
     @classmethod
     def of(cls, measurements: Iterable[Mapping[str, Any]]) -> Calm:
@@ -68,12 +70,14 @@ class Calm:
     def measured(
         self, measure: Callable[[], Measurement], *, sleep: Callable[[float], None] = time.sleep
     ) -> Measurement:
-        """The first of up to `LOOKS` measurements that nothing disturbed, else the calmest of them.
+        """The first of up to `looks` measurements that nothing disturbed, else the calmest of them.
 
         Whether a figure pleases is not looked at: only the dense network's own decides.
         """
         taken = [measure()]
-        while self.disturbed(taken[-1]) and len(taken) < LOOKS:
+        while self.disturbed(taken[-1]) and len(taken) < self.looks:
             sleep(PAUSE_S)
             taken.append(measure())
-        return taken[-1] if not self.disturbed(taken[-1]) else min(taken, key=lambda m: m.dense_latency_ms)
+        calm = not self.disturbed(taken[-1])
+        self.looks = LOOKS if calm else FEW
+        return taken[-1] if calm else min(taken, key=lambda m: m.dense_latency_ms)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from evaluators import Measurement
-from search.calm import LOOKS, Calm
+from search.calm import FEW, LOOKS, Calm
 from tests.search.test_budget import MEASURED
 
 RIG = MEASURED.stamp.rig
@@ -24,7 +24,9 @@ def taken(dense_ms: float, speedup: float = 3.0) -> Measurement:
     )
 
 
-CALM = Calm.of([taken(1.3).to_dict(), taken(1.0).to_dict(), taken(1.2).to_dict()])
+@pytest.fixture
+def calm() -> Calm:
+    return Calm.of([taken(1.3).to_dict(), taken(1.0).to_dict(), taken(1.2).to_dict()])
 
 
 @pytest.mark.parametrize(
@@ -38,28 +40,28 @@ CALM = Calm.of([taken(1.3).to_dict(), taken(1.0).to_dict(), taken(1.2).to_dict()
     ids=["calm", "calmer than ever", "calm the second time", "never calm"],
 )
 def test_it_is_measured_until_the_machine_is_calm_and_the_calmest_has_to_do(
-    dense: list[float], looks: int, decides: float
+    calm: Calm, dense: list[float], looks: int, decides: float
 ) -> None:
     answers, slept = iter([taken(ms) for ms in dense]), list[float]()
-    assert CALM.measured(lambda: next(answers), sleep=slept.append).dense_latency_ms == decides
+    assert calm.measured(lambda: next(answers), sleep=slept.append).dense_latency_ms == decides
     assert len(slept) == looks - 1
     assert next(answers, None) is None
 
 
-def test_how_the_candidate_does_is_not_looked_at() -> None:
+def test_how_the_candidate_does_is_not_looked_at(calm: Calm) -> None:
     answers = iter([taken(1.05, speedup=0.1), taken(1.0, speedup=9.0)])
-    assert CALM.measured(lambda: next(answers)).speedup == 0.1
+    assert calm.measured(lambda: next(answers)).speedup == 0.1
 
 
-def test_of_another_device_nothing_is_known() -> None:
+def test_of_another_device_nothing_is_known(calm: Calm) -> None:
     for name, other in (("device", "another processor"), ("threads", 2), ("runtime", "onnxruntime 0.1")):
         there = replace(taken(9.0), stamp=replace(MEASURED.stamp, **{name: other}))
-        assert not CALM.disturbed(there)
-        assert CALM.measured(lambda there=there: there) is there
+        assert not calm.disturbed(there)
+        assert calm.measured(lambda there=there: there) is there
 
 
-def test_the_remark_has_both_figures() -> None:
-    assert "took 1.5 ms, and has taken 1 ms" in CALM.remark(taken(1.5))
+def test_the_remark_has_both_figures(calm: Calm) -> None:
+    assert "took 1.5 ms, and has taken 1 ms" in calm.remark(taken(1.5))
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,14 @@ def test_the_remark_has_both_figures() -> None:
 )
 def test_a_record_that_cannot_be_read_is_passed_over(content: dict[str, object]) -> None:
     assert not Calm.of([content]).known
+
+
+def test_a_machine_that_is_never_calm_is_not_waited_for_each_time(calm: Calm) -> None:
+    def looks(dense: list[float]) -> int:
+        slept = list[float]()
+        answers = iter([taken(ms) for ms in dense])
+        calm.measured(lambda: next(answers), sleep=slept.append)
+        return len(slept) + 1
+
+    busy = [2.0] * 9
+    assert [looks(busy), looks(busy), looks([2.0, 1.0]), looks(busy)] == [LOOKS, FEW, 2, LOOKS]
