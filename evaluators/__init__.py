@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evaluators.lowering import LayerTimes, Lowered, LoweredLayer, lower
     from evaluators.measurement import DeviceStamp, Measurement
     from evaluators.onnx_export import batch_kind, export_onnx
+    from evaluators.opset import OpsetError, require_opset
     from evaluators.parity import ParityError, ParityReport, check_parity, compare_modules
     from evaluators.predictor import LatencyPredictor
     from evaluators.quantize import Int8Report, check_int8, quantize_int8
@@ -36,6 +37,7 @@ __all__ = [
     "LoweredLayer",
     "Measurement",
     "OnnxPredictor",
+    "OpsetError",
     "PairedTiming",
     "ParityError",
     "ParityReport",
@@ -56,6 +58,7 @@ __all__ = [
     "make_rig",
     "module_predictor",
     "quantize_int8",
+    "require_opset",
     "rig_names",
     "time_pair",
     "top1",
@@ -69,6 +72,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "lowering": ("LayerTimes", "Lowered", "LoweredLayer", "lower"),
     "measurement": ("DeviceStamp", "Measurement"),
     "onnx_export": ("batch_kind", "export_onnx"),
+    "opset": ("OpsetError", "require_opset"),
     "parity": ("ParityError", "ParityReport", "check_parity", "compare_modules"),
     "predictor": ("LatencyPredictor",),
     "quantize": ("Int8Report", "check_int8", "quantize_int8"),

@@ -141,7 +141,8 @@ def quantizer(store: RunStore, job: Job, measure: MeasureOn) -> Callable[[TrialR
             done = Lowered.from_dict(trial.lowered, content)
             small = load_pruned(model, store.trial_dir(trial.number))
             with TemporaryDirectory() as folder:
-                plain = export_onnx(small, task.example_input, Path(folder) / "plain.onnx").read_bytes()
+                path = Path(folder) / "plain.onnx"
+                plain = export_onnx(small, task.example_input, path, opset=job.opset).read_bytes()
         quantized, report, rewritten = fastest_int8(plain, done, inputs, partial(measure, job.deciding_rig.name))
         if done is not None and not rewritten:
             done = done.undone(plain, "undone: in int8 the file as it was is faster")

@@ -17,6 +17,7 @@ from admm.groups import find_groups
 from admm.plan import N_OF_M, PruningPlan
 from admm.shapes import shaped_by_magnitude
 from evaluators import Measurement, export_onnx
+from evaluators.opset import DEFAULT_OPSET
 from evaluators.rig import measures_modules
 from search.budget import Budget
 from search.errors import BudgetUnreachable, UserError
@@ -94,11 +95,19 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
     return Profile(groups=groups, layers=layers, space=space, notes=(*left, *notes, *gainless_notes(job)))
 
 
-def shapes_onnx(model: nn.Module, groups: GroupMap, plan: PruningPlan, example: torch.Tensor, align: int) -> bytes:
+def shapes_onnx(
+    model: nn.Module,
+    groups: GroupMap,
+    plan: PruningPlan,
+    example: torch.Tensor,
+    align: int,
+    *,
+    opset: int = DEFAULT_OPSET,
+) -> bytes:
     """The ONNX file of the network a plan leads to, weights chosen by magnitude: for latency, not for accuracy."""
     small = shaped_by_magnitude(model, groups, plan, align=align)
     with TemporaryDirectory() as folder:
-        return export_onnx(small, example, Path(folder) / "shapes.onnx").read_bytes()
+        return export_onnx(small, example, Path(folder) / "shapes.onnx", opset=opset).read_bytes()
 
 
 def fastest_plan(profile: Profile, job: Job) -> PruningPlan:

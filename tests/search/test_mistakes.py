@@ -185,6 +185,7 @@ def content(folder: Path) -> dict[str, tuple[int, int]]:
         ({"rigs": "rigs: [cuda]"}, ["bad.yaml:6: rigs.0: rig 'cuda' needs a CUDA device"]),
         ({"rigs": "rigs: [{name: torch-cpu, precision: fp16}]"}, ["bad.yaml:6: rigs.0: precision must be one of fp32, bf16, got 'fp16'"]),
         ({"rigs": "rigs: [torch-cpu]\nquantize: int8"}, ["bad.yaml:7: quantize: int8 is a form of ONNX files, and rig 'torch-cpu' measures modules: leave it out"]),
+        ({"opset": "opset: 17"}, ["bad.yaml:6: opset: must lie in [18, 25], got 17"]),
         ({"structures": "structures: [n:m, shape]"}, ["bad.yaml:6: structures: 'n:m' goes with 'filter' only, not with 'shape': leave one out"]),
         ({"sparsity": "structures: [n:m]\nsparsity: {align: 8, max: 0.2}"}, ["no pattern n:m within [0, 0.2]: they remove 0.25, 0.5, 0.75"]),
         ({"rigs": "rigs: [{name: onnxruntime-cpu, threads: 999}]"}, ["bad.yaml:6: rigs.0: threads must lie in 1..", "got 999"]),
