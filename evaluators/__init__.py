@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evaluators.blocks import ChannelBlock, block_of
     from evaluators.counting import count_macs, count_params
     from evaluators.errors import EvaluationError, ExportError, RigError, RigUnavailable
+    from evaluators.half import check_fp16, to_fp16
     from evaluators.lowering import LayerTimes, Lowered, LoweredLayer, lower
     from evaluators.measurement import DeviceStamp, Measurement
     from evaluators.onnx_export import batch_kind, export_onnx
@@ -47,6 +48,7 @@ __all__ = [
     "TimingSettings",
     "batch_kind",
     "block_of",
+    "check_fp16",
     "check_int8",
     "check_parity",
     "compare_modules",
@@ -61,6 +63,7 @@ __all__ = [
     "require_opset",
     "rig_names",
     "time_pair",
+    "to_fp16",
     "top1",
 ]
 
@@ -69,6 +72,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "blocks": ("ChannelBlock", "block_of"),
     "counting": ("count_macs", "count_params"),
     "errors": ("EvaluationError", "ExportError", "RigError", "RigUnavailable"),
+    "half": ("check_fp16", "to_fp16"),
     "lowering": ("LayerTimes", "Lowered", "LoweredLayer", "lower"),
     "measurement": ("DeviceStamp", "Measurement"),
     "onnx_export": ("batch_kind", "export_onnx"),
