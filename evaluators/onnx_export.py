@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluators.errors import ExportError, one_line
+from evaluators.export_failure import failure
 from evaluators.modes import evaluating
 from evaluators.opset import DEFAULT_OPSET, OpsetError, opset_of
 
@@ -91,7 +92,7 @@ def _proto(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -
     try:
         return _trace(model, example, opset, None)
     except Exception as error:
-        raise ExportError(f"the model cannot be exported: {_reason(error)}") from error
+        raise ExportError(f"the model cannot be exported: {failure(model, example, error)}") from error
 
 
 def _trace(model: nn.Module, example: Tensor, opset: int, shapes: Any) -> onnx.ModelProto:
@@ -112,14 +113,6 @@ def _trace(model: nn.Module, example: Tensor, opset: int, shapes: Any) -> onnx.M
     if len(proto.graph.input) != 1:
         raise ExportError(f"the graph has {len(proto.graph.input)} inputs, one is needed: the model ignores its input")
     return proto
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {one_line(first)}"
 
 
 def _strip(proto: onnx.ModelProto) -> None:

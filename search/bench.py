@@ -197,7 +197,8 @@ class Prepared:
                 raise job.error("opset", f"task {self.task.task.name!r}: {error}") from error
             except ExportError as error:
                 raise UserError(
-                    f"task {self.task.task.name!r}: {error}: torch.export must follow its forward"
+                    f"task {self.task.task.name!r}: {error}: torch.export must follow its forward, or a rig of modules "
+                    f"decide (rigs: [torch-cpu]), which needs no ONNX file"
                 ) from error
         if of_modules(job):
             module = Payload.of(self.model, {}).to_bytes()
