@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from admm.compact import compact, mask_removed
+from admm.decisions import Turn, turned, turns
 from admm.errors import GroupError, PruneError
 from admm.groupmap import Group
 from admm.kept import Kept
@@ -51,6 +52,7 @@ class Prover:
         """New random weights and a new random input (an integer example is used as it is)."""
         randomise(self.model, self.generator)
         self.input = _random_like(self.example, self.generator)
+        self._turns: tuple[Turn, ...] | None = None  # looked for when first asked for
         self.dense = self._outputs(self.model)
         if not all(bool(torch.isfinite(y).all()) for y in self.dense):
             raise PruneError("with random weights its outputs are not finite: nothing can be proved")
@@ -68,29 +70,47 @@ class Prover:
         except Exception as error:
             return Comparison(f"the masked network does not run: {one_line(error)}", visible=False)
         visible = _difference(expected, self.dense) > VISIBLE
+        return Comparison(self._apart(expected, small) or self._apart_elsewhere(masked, small), visible)
+
+    def _apart(self, expected: list[Tensor], small: nn.Module, turn: Turn | None = None) -> str | None:
+        """Why the compacted network does not say what the masked one said; None where it does."""
         try:
-            outputs = self._outputs(small)
+            outputs = self._outputs(small, turn)
         except Exception as error:
-            return Comparison(f"the compacted network does not run: {one_line(error)}", visible)
+            return f"the compacted network does not run: {one_line(error)}"
         if [y.shape for y in outputs] != [y.shape for y in expected]:
-            return Comparison("its filters are the network's output", visible)
+            return "its filters are the network's output"
         difference = _difference(outputs, expected)
         if difference == float("inf"):
-            return Comparison("with its filters removed the outputs are not finite", visible)
+            return "with its filters removed the outputs are not finite"
         if difference > TOLERANCE:
-            return Comparison(
+            return (
                 f"masked and compacted outputs differ by {difference:.1e} of the largest one: "
-                "the traced dependencies do not hold",
-                visible,
+                "the traced dependencies do not hold"
             )
-        return Comparison(None, visible)
+        return None
+
+    def _apart_elsewhere(self, masked: nn.Module, small: nn.Module) -> str | None:
+        """The same on the paths that the network's code does not take on this input, but may on another."""
+        if self._turns is None:
+            self._turns = turns(self.model, self.input)
+        for turn in self._turns:
+            try:
+                expected = self._outputs(masked, turn)
+            except Exception:  # no path of the masked network: there is nothing to compare with
+                continue
+            reason = self._apart(expected, small, turn)
+            if reason is not None:
+                return f"the path depends on the data in {turn.module}, and on the other one {reason}"
+        return None
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, turn: Turn | None = None) -> list[Tensor]:
         # The same seed for every run, so that a network that draws random numbers is compared fairly.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            return [y.detach().double() for y in _tensors(model(self.input))]
+            said = model(self.input) if turn is None else turned(model, self.input, turn)
+            return [y.as_subclass(Tensor).detach().double() for y in _tensors(said)]
 
 
 @torch.no_grad()

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from evaluators.blocks import ChannelBlock, block_of
     from evaluators.counting import count_macs, count_params
     from evaluators.errors import EvaluationError, ExportError, RigError, RigUnavailable
+    from evaluators.half import check_fp16, to_fp16
     from evaluators.lowering import LayerTimes, Lowered, LoweredLayer, lower
     from evaluators.measurement import DeviceStamp, Measurement
     from evaluators.onnx_export import batch_kind, export_onnx
+    from evaluators.opset import OpsetError, require_opset
     from evaluators.parity import ParityError, ParityReport, check_parity, compare_modules
     from evaluators.predictor import LatencyPredictor
     from evaluators.quantize import Int8Report, check_int8, quantize_int8
@@ -36,6 +38,7 @@ __all__ = [
     "LoweredLayer",
     "Measurement",
     "OnnxPredictor",
+    "OpsetError",
     "PairedTiming",
     "ParityError",
     "ParityReport",
@@ -45,6 +48,7 @@ __all__ = [
     "TimingSettings",
     "batch_kind",
     "block_of",
+    "check_fp16",
     "check_int8",
     "check_parity",
     "compare_modules",
@@ -56,8 +60,10 @@ __all__ = [
     "make_rig",
     "module_predictor",
     "quantize_int8",
+    "require_opset",
     "rig_names",
     "time_pair",
+    "to_fp16",
     "top1",
 ]
 
@@ -66,9 +72,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "blocks": ("ChannelBlock", "block_of"),
     "counting": ("count_macs", "count_params"),
     "errors": ("EvaluationError", "ExportError", "RigError", "RigUnavailable"),
+    "half": ("check_fp16", "to_fp16"),
     "lowering": ("LayerTimes", "Lowered", "LoweredLayer", "lower"),
     "measurement": ("DeviceStamp", "Measurement"),
     "onnx_export": ("batch_kind", "export_onnx"),
+    "opset": ("OpsetError", "require_opset"),
     "parity": ("ParityError", "ParityReport", "check_parity", "compare_modules"),
     "predictor": ("LatencyPredictor",),
     "quantize": ("Int8Report", "check_int8", "quantize_int8"),

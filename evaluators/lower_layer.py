@@ -91,11 +91,6 @@ class Skipped:
     reason: str
 
 
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Version of the standard operators in use; 0 if none are."""
-    return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-
-
 def find_layers(proto: onnx.ModelProto, batch: int) -> list[Layer | Skipped]:
     """Every Conv, ConvTranspose, Gemm and MatMul of the main graph in its order.
 

@@ -16,10 +16,11 @@ import onnx
 
 from evaluators.errors import EvaluationError, RigError, RigUnavailable, one_line
 from evaluators.lower_conv import conv_candidates, dense_cost
-from evaluators.lower_layer import Layer, Skipped, find_layers, opset_of
+from evaluators.lower_layer import Layer, Skipped, find_layers
 from evaluators.lower_linear import linear_candidates, linear_cost
 from evaluators.lower_write import Candidate, layer_model, rewritten
 from evaluators.measurement import PairMeasure
+from evaluators.opset import opset_of
 
 #: Not measured: what the estimate puts above this many times the dense layer's cost, or the likely best way's.
 _HOPELESS, _BEHIND = 1.3, 1.5

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from evaluators.errors import ExportError, one_line
+from evaluators.export_failure import failure
 from evaluators.modes import evaluating
+from evaluators.opset import DEFAULT_OPSET, OpsetError, opset_of
 
 #: Key of the file's metadata that says whether the batch is free: `dynamic` or `fixed`.
 BATCH_KEY = "prunefront.batch"
@@ -32,7 +34,7 @@ def export_onnx(
     example_input: Tensor,
     path: Path,
     *,
-    opset: int | None = None,
+    opset: int = DEFAULT_OPSET,
     dynamic_batch: bool = True,
 ) -> Path:
     """Write `module` in evaluation mode to `path`; the graph's input is `input`, its output `output`.
@@ -40,7 +42,7 @@ def export_onnx(
     `example_input` is [batch, ...]. The batch is left free where the model allows it; where it does not, or
     with `dynamic_batch=False`, it is the example's. Which of the two stands in the file's metadata under
     `BATCH_KEY` (`batch_kind` reads it). Weights are inside the file, which appears whole or not at all. The
-    module itself is not touched. Raises `ExportError` in one line.
+    module itself is not touched. Raises `ExportError` in one line, `OpsetError` where the file cannot be in `opset`.
     """
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     if size > _MOST_BYTES:
@@ -52,6 +54,8 @@ def export_onnx(
     example = example_input.detach().cpu()
     with _quiet(), torch.random.fork_rng(devices=[]):
         proto = _proto(model, example, opset, dynamic_batch)
+    if (written := opset_of(proto)) != opset:  # a conversion that fails is a warning of the exporter's, and no error
+        raise OpsetError(f"the model cannot be written in opset {opset}, only in {written}: ask for that")
     _strip(proto)
     kind = "dynamic" if proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param else "fixed"
     onnx.helper.set_model_props(proto, {BATCH_KEY: kind})
@@ -70,7 +74,7 @@ def batch_kind(model: bytes | Path) -> str:
     return next((entry.value for entry in entries if entry.key == BATCH_KEY), "unknown")
 
 
-def _proto(model: nn.Module, example: Tensor, opset: int | None, dynamic_batch: bool) -> onnx.ModelProto:
+def _proto(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
     if example.ndim == 0:
         raise ExportError("the example input is a scalar: give a batch [batch, ...]")
     try:
@@ -88,10 +92,10 @@ def _proto(model: nn.Module, example: Tensor, opset: int | None, dynamic_batch: 
     try:
         return _trace(model, example, opset, None)
     except Exception as error:
-        raise ExportError(f"the model cannot be exported: {_reason(error)}") from error
+        raise ExportError(f"the model cannot be exported: {failure(model, example, error)}") from error
 
 
-def _trace(model: nn.Module, example: Tensor, opset: int | None, shapes: Any) -> onnx.ModelProto:
+def _trace(model: nn.Module, example: Tensor, opset: int, shapes: Any) -> onnx.ModelProto:
     program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
@@ -109,14 +113,6 @@ def _trace(model: nn.Module, example: Tensor, opset: int | None, shapes: Any) ->
     if len(proto.graph.input) != 1:
         raise ExportError(f"the graph has {len(proto.graph.input)} inputs, one is needed: the model ignores its input")
     return proto
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {one_line(first)}"
 
 
 def _strip(proto: onnx.ModelProto) -> None:

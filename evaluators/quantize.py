@@ -23,6 +23,7 @@ from evaluators.accuracy import OnnxPredictor
 from evaluators.errors import EvaluationError, one_line
 from evaluators.host import cpuinfo
 from evaluators.ort_session import PROVIDER
+from evaluators.ort_tools import ort_tools
 from evaluators.parity import FLOOR, ParityError, ParityReport, compare
 
 #: Key of the file's metadata that says what its weights are kept in; a file without it is fp32.
@@ -200,7 +201,8 @@ def _input_name(proto: onnx.ModelProto) -> str:
 
 def _quantized(proto: onnx.ModelProto, reader: _Reader, reduce_range: bool) -> onnx.ModelProto:
     # Imported here: it brings in half of ONNX Runtime's tools, and int8 is an option.
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    with ort_tools():
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory(prefix="prunefront-int8-") as folder, _quiet():
         try:

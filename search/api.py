@@ -209,6 +209,7 @@ def export(
     max_drop: float | None = None,
     trial: int | None = None,
     int8: bool = False,
+    fp16: bool = False,
     show: bool = False,
 ) -> Exported:
     """Write one network of a front or run folder to the new folder `out`, measured once more; a point is itself.
@@ -234,6 +235,7 @@ def export(
             max_drop=max_drop,
             trial=trial,
             int8=int8,
+            fp16=fp16,
             console=Console(highlight=False, quiet=not show),
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evaluators import OnnxPredictor, ParityReport, Score, check_parity, evaluate, export_onnx
 from evaluators.lowering import Lowered
+from evaluators.opset import DEFAULT_OPSET
 from evaluators.parity import LOWERED_TOLERANCE
 from search.atomic import write_atomic
 from search.shipped import Form
@@ -36,13 +37,20 @@ class Artefact:
     """Of an int8 file, the share of its calibration inputs for which it puts the same class first as in fp32."""
 
 
-def ship(model: nn.Module, task: PreparedTask, path: Path, *, form: Callable[[bytes], Form] | None = None) -> Artefact:
+def ship(
+    model: nn.Module,
+    task: PreparedTask,
+    path: Path,
+    *,
+    form: Callable[[bytes], Form] | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> Artefact:
     """Export `model` to `path`, check it on random and real inputs, score the file on the validation data.
 
     `form` may rewrite the file or quantise it; each step has its own gate. Raises `ExportError`, or `ParityError` for a
     file that says something else than the module.
     """
-    export_onnx(model, task.example_input, path)
+    export_onnx(model, task.example_input, path, opset=opset)
     real, _ = next(iter(task.val_batches()))
     inputs = [random_like(task.example_input, RANDOM), real[:REAL]]
     parity = check_parity(model, path, inputs).require()

@@ -21,9 +21,11 @@ from admm.plan import PruningPlan
 from evaluators import (
     ExportError,
     Measurement,
+    OpsetError,
     RigUnavailable,
     count_macs,
     count_params,
+    require_opset,
 )
 from evaluators.errors import EvaluationError
 from evaluators.lowering import LayerTimes
@@ -116,6 +118,11 @@ class Prepared:
                 open_rig(spec)
             except RigUnavailable as error:
                 raise job.error(f"rigs.{i}", str(error)) from None
+        if of_files(job):
+            try:
+                require_opset(job.opset)
+            except OpsetError as error:
+                raise job.error("opset", str(error)) from None
         require_compute(job)
         task, model = prepare_task(job)
         require_finite(task, model)
@@ -181,10 +188,20 @@ class Prepared:
         job, file, module = self.job, None, None
         if of_files(job):
             try:
-                file = shapes_onnx(self.model, self.profile.groups, PruningPlan(), self.task.example_input, job.align)
+                file = shapes_onnx(
+                    self.model,
+                    self.profile.groups,
+                    PruningPlan(),
+                    self.task.example_input,
+                    job.align,
+                    opset=job.opset,
+                )
+            except OpsetError as error:
+                raise job.error("opset", f"task {self.task.task.name!r}: {error}") from error
             except ExportError as error:
                 raise UserError(
-                    f"task {self.task.task.name!r}: {error}: torch.export must follow its forward"
+                    f"task {self.task.task.name!r}: {error}: torch.export must follow its forward, or a rig of modules "
+                    f"decide (rigs: [torch-cpu]), which needs no ONNX file"
                 ) from error
         if of_modules(job):
             module = Payload.of(self.model, {}).to_bytes()
@@ -205,7 +222,7 @@ class Prepared:
         groups, job = self.profile.groups, self.job
         if modules is not None and measures_modules(rig):
             return shapes_module(job, rig, self.model, groups, plan, modules)
-        file = shapes_onnx(self.model, groups, plan, self.task.example_input, job.align, dense.file)
+        file = shapes_onnx(self.model, groups, plan, self.task.example_input, job.align, dense.file, opset=job.opset)
         return self.form(measure, precision)(file).content
 
 

@@ -80,7 +80,8 @@ def plans_to_measure(prepared: Prepared, *, seed: int = 0) -> dict[str, PruningP
 
 def export_plan(prepared: Prepared, plan: PruningPlan) -> bytes:
     """The ONNX file of the plan's shapes, before it is rewritten for its rig. Raises `ExportError`."""
-    return shapes_onnx(prepared.model, prepared.profile.groups, plan, prepared.task.example_input, prepared.job.align)
+    job, example = prepared.job, prepared.task.example_input
+    return shapes_onnx(prepared.model, prepared.profile.groups, plan, example, job.align, opset=job.opset)
 
 
 def measured_networks(

@@ -147,12 +147,16 @@ def export(
     ] = None,
     trial: Annotated[int | None, typer.Option(metavar="N", parser=whole, help="A trial by its number.")] = None,
     int8: Annotated[bool, typer.Option("--int8", metavar="", help="Quantise it, calibrated on training data.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", metavar="", help="Write it in fp16, with float32 inputs and outputs.")
+    ] = False,
 ) -> None:
     """Export one network of a run.
 
     Give exactly one of --latency-ms and --speedup (the most accurate network within it), --max-drop (the fastest
-    that drops no more) and --trial. The network is measured once more before it is handed over. With --int8 trials are
-    quantised first, in the order of their fp32 accuracy: what is asked is asked of the int8 file.
+    that drops no more) and --trial. The network is measured once more before it is handed over. With --int8 or
+    --fp16 trials are converted first, in the order of their fp32 accuracy: what is asked is asked of the file that is
+    handed over. fp16 halves the file; a CPU gains no time by it.
     """
     from search.export_command import export_from_run
 
@@ -164,6 +168,7 @@ def export(
         max_drop=max_drop,
         trial=trial,
         int8=int8,
+        fp16=fp16,
         console=Console(highlight=False),
     )
 

@@ -7,20 +7,21 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import search
 from admm.compact import PLAN_FILE
-from evaluators import Measurement, Score
+from evaluators import Measurement
 from evaluators.errors import EvaluationError
 from search.atomic import json_text, parse_json, sync_tree, write_atomic
 from search.budget import Budget
+from search.conversion import Conversion, Converted
 from search.errors import BudgetUnreachable, UserError
 from search.final_scores import read_scores
 from search.front import front_results
-from search.handover import metadata_of, readme_text, with_metadata
+from search.handover import metadata_of, opset_in, readme_text, with_metadata
 from search.payload import module_forms
 from search.result import Baseline, Status, TrialResult
 from search.store import MODEL_NAME, RunStore
@@ -34,27 +35,14 @@ _ENDED: dict[Status, str] = {"failed": "failed", "stopped": "was stopped early",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quantized:
-    """A trial's file in int8, with figures of its own."""
-
-    content: bytes
-    score: Score
-    """Validation metric of the int8 file."""
-    agreement: float
-    """Share of the inputs it was calibrated on for which it puts the same class first as the fp32 file."""
-    lowered: Mapping[str, Any] | None = None
-    """What stays rewritten in it (`Lowered.to_dict()`)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
     """What was exported, and how its fresh measurement came out."""
 
     trial: TrialResult
     measured: Measurement
     """Under a budget the least favourable of several."""
-    int8: Quantized | None = None
-    """Where the file was quantised on the way."""
+    converted: Converted | None = None
+    """Where the file was turned into int8 or fp16 on the way."""
     refused: tuple[tuple[int, str], ...] = ()
     """Better trials whose fresh measurement missed the budget, with that figure."""
 
@@ -113,44 +101,47 @@ def export_trial(
     *,
     measure: Callable[[bytes], Measurement],
     budget: Budget | None = None,
-    quantize: Callable[[TrialResult, bytes], Quantized] | None = None,
+    conversion: Conversion | None = None,
     max_drop: float | None = None,
     content_of: Callable[[TrialResult], bytes] | None = None,
 ) -> Exported:
     """Export the first of `chosen` that keeps the budget whenever measured, `SURE` times, now and here.
 
-    `quantize` turns its file into int8 first; one that fails its gate, or drops more than `max_drop` percentage points
-    then, is passed over. `content_of` gives what `measure` takes of a trial, its ONNX file unless said. `out` must be
-    new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when all of them miss.
+    `conversion` turns its file into another precision first; one that fails its gate, or drops more than `max_drop`
+    percentage points then, is passed over. `content_of` gives what `measure` takes of a trial, its ONNX file unless
+    said. `out` must be new or empty; it appears whole or not at all. Raises `BudgetUnreachable` when all of them miss.
     """
     require_new(out)
     refused: list[tuple[int, str]] = []
     for trial in chosen:
         content = store.model_path(trial.number).read_bytes() if content_of is None else content_of(trial)
-        int8 = None
-        if quantize is not None:
+        converted = None
+        if conversion is not None:
             try:
-                int8 = quantize(trial, content)
+                converted = conversion.make(trial, content)
             except EvaluationError as error:
                 refused.append((trial.number, str(error)))
                 continue
-            content = int8.content
-            drop = 100.0 * (store.read_baseline().accuracy - int8.score.value)
+            content = converted.content
+            drop = 100.0 * (store.read_baseline().accuracy - converted.score.value)
             if max_drop is not None and drop > max_drop:
-                refused.append((trial.number, f"it drops {drop:.2f} pp in int8"))
+                refused.append((trial.number, f"it drops {drop:.2f} pp in {conversion.precision}"))
                 continue
         measured = measure(content) if budget is None else worst_measured(content, measure, budget)
         if budget is not None and not budget.met_by(measured):
             refused.append((trial.number, f"measured again it takes {_figures(measured)}"))
             continue
-        _write(store, trial, measured, out, int8)
-        return Exported(trial=trial, measured=measured, int8=int8, refused=tuple(refused))
+        if converted is not None and converted.paired is not None:
+            converted = replace(converted, over_fp32=converted.paired())
+        _write(store, trial, measured, out, converted)
+        return Exported(trial=trial, measured=measured, converted=converted, refused=tuple(refused))
     number, why = refused[0]
-    if quantize is not None and budget is None and max_drop is None:
-        raise UserError(f"trial {number} cannot be exported in int8: {why}: export it without --int8")
-    if quantize is not None:
+    if conversion is not None:
+        into = conversion.precision
+        if budget is None and max_drop is None:
+            raise UserError(f"trial {number} cannot be exported in {into}: {why}: export it without --{into}")
         asked = f"keeps the budget of {budget}" if budget is not None else "can be handed over"
-        raise BudgetUnreachable(f"no trial {asked} in int8 (trial {number}: {why}): ask for less, or no int8")
+        raise BudgetUnreachable(f"no trial {asked} in {into} (trial {number}: {why}): ask for less, or no {into}")
     raise BudgetUnreachable(
         f"{len(refused)} trial{'s' if len(refused) > 1 else ''} kept the budget of {budget} in the search, none does "
         f"now (trial {number}: {why}): is this the machine it was searched on, and is it idle?"
@@ -199,7 +190,7 @@ def put_in_place(staged: Path, target: Path) -> None:
     os.rename(staged, target)
 
 
-def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path, int8: Quantized | None) -> None:
+def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path, other: Converted | None) -> None:
     source = store.trial_dir(trial.number)
     target = Path(os.path.abspath(out))
     staged = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -209,10 +200,10 @@ def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path
             for name in FILES:
                 if (source / name).exists():
                     shutil.copyfile(source / name, staged / name)
-            card = _card(store, trial, measured, int8)
             model = staged / MODEL_NAME
             content = model.read_bytes() if model.exists() else None
-            content = content if int8 is None else int8.content
+            content = content if other is None else other.content
+            card = _card(store, trial, measured, content, other)
             if content is not None:
                 content = with_metadata(content, metadata_of(card))
                 write_atomic(model, content)
@@ -223,9 +214,10 @@ def _write(store: RunStore, trial: TrialResult, measured: Measurement, out: Path
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quantized | None) -> dict[str, Any]:
+def _card(
+    store: RunStore, trial: TrialResult, measured: Measurement, content: bytes | None, other: Converted | None
+) -> dict[str, Any]:
     baseline = store.read_baseline()
-    accuracy = trial.accuracy if int8 is None else int8.score.value
     return {
         "schema": SCHEMA,
         "prunefront": search.__version__,
@@ -233,26 +225,28 @@ def _card(store: RunStore, trial: TrialResult, measured: Measurement, int8: Quan
         "trial": trial.number,
         "plan_digest": trial.plan_digest,
         "seed": trial.seed,
-        "precision": trial.precision if int8 is None else "int8",
+        "precision": trial.precision if other is None else other.precision,
+        "opset": None if content is None else opset_in(content),
         "stretch": trial.stretch,
-        "accuracy": accuracy,
-        "accuracy_stderr": trial.accuracy_stderr if int8 is None else int8.score.stderr,
-        "accuracy_drop": trial.accuracy_drop if int8 is None else 100.0 * (baseline.accuracy - int8.score.value),
-        "int8": _int8_part(trial, int8),
+        "accuracy": trial.accuracy if other is None else other.score.value,
+        "accuracy_stderr": trial.accuracy_stderr if other is None else other.score.stderr,
+        "accuracy_drop": trial.accuracy_drop if other is None else 100.0 * (baseline.accuracy - other.score.value),
+        "int8": _int8_part(trial, other),
+        "fp16": _fp16_part(trial, other),
         "accuracy_data": "validation",
-        "test": read_scores(store).get(str(trial.number)) if int8 is None else None,
+        "test": read_scores(store).get(str(trial.number)) if other is None else None,
         "compression_x": trial.compression_x,
         "macs": trial.macs,
         "params": trial.params,
         "measured_in_search": trial.measurements,
         "measured_at_export": measured.to_dict(),
         "dense": {"accuracy": baseline.accuracy, "macs": baseline.macs, "params": baseline.params},
-        "lowered": trial.lowered if int8 is None else int8.lowered,
+        "lowered": trial.lowered if other is None else other.lowered,
         "notes": list(trial.notes),
         **_how_to_load(store.trial_dir(trial.number)),
         "reproduce": f"prunefront prune {store.root} --plan plan.json --out NEW_FOLDER"
-        if int8 is None
-        else f"prunefront export {store.root} --trial {trial.number} --int8 --out NEW_FOLDER",
+        if other is None
+        else f"prunefront export {store.root} --trial {trial.number} --{other.precision} --out NEW_FOLDER",
     }
 
 
@@ -268,11 +262,19 @@ def _how_to_load(folder: Path) -> dict[str, Any]:
     return {"modules": forms, "load": {"admm": "admm.load_pruned(build_model(), FOLDER)", **calls}}
 
 
-def _int8_part(trial: TrialResult, int8: Quantized | None) -> dict[str, Any] | None:
-    """How the int8 file agrees with its fp32 form; None of an fp32 file."""
-    if int8 is not None:
-        return {"agreement": int8.agreement, "fp32_accuracy": trial.accuracy}
-    return {"agreement": trial.int8_agreement} if trial.precision == "int8" else None
+def _int8_part(trial: TrialResult, other: Converted | None) -> dict[str, Any] | None:
+    """How the int8 file agrees with its fp32 form; None of a file in another precision."""
+    if other is None:
+        return {"agreement": trial.int8_agreement} if trial.precision == "int8" else None
+    return {"agreement": other.agreement, "fp32_accuracy": trial.accuracy} if other.precision == "int8" else None
+
+
+def _fp16_part(trial: TrialResult, other: Converted | None) -> dict[str, Any] | None:
+    """How the fp16 file differs from its fp32 form, and what it gains over it; None of a file in another precision."""
+    if other is None or other.precision != "fp16":
+        return None
+    over = None if other.over_fp32 is None else other.over_fp32.to_dict()
+    return {"max_abs": other.max_abs, "fp32_accuracy": trial.accuracy, "measured_over_fp32": over}
 
 
 def _drop(trial: TrialResult) -> float:

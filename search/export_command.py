@@ -1,9 +1,9 @@
-"""`prunefront export`: one network of a run, measured once more, as it is or in int8."""
+"""`prunefront export`: one network of a run, measured once more, as it is or in int8 or fp16."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -18,8 +18,10 @@ from evaluators.rig import measures_modules
 from search.bench import dense_forms, local_measure, local_modules, prepare_task, require_same_data
 from search.budget import Budget
 from search.calm import Calm
+from search.conversion import Conversion, Converted, Into, asked_precision, convertible, fp16_conversion
 from search.errors import UserError
-from search.export import Exported, Quantized, candidates, export_trial, require_new
+from search.export import Exported, candidates, export_trial, require_new
+from search.handover import fp16_line
 from search.job import Job
 from search.job_file import load_job
 from search.keep import has_weights, how_to_make_again
@@ -40,6 +42,7 @@ def export_from_run(
     max_drop: float | None,
     trial: int | None,
     int8: bool,
+    fp16: bool = False,
     console: Console,
 ) -> Exported:
     """`prunefront export`."""
@@ -52,6 +55,7 @@ def export_from_run(
         least, bound = (0.0, "above 0") if option in ("--latency-ms", "--speedup") else (-1e-9, "at least 0")
         if value is not None and not least < value < math.inf:
             raise UserError(f"{option} must be {bound}, got {value:g}")
+    into = asked_precision(int8=int8, fp16=fp16)
     require_new(out)
     store = RunStore.open(run)
     job = load_job(store.job_path)
@@ -61,18 +65,12 @@ def export_from_run(
     budget = None
     if latency_ms is not None or speedup is not None:
         budget = Budget(latency_ms=latency_ms, speedup=speedup, rig=rig)
-    if int8 and measures_modules(rig):
-        raise UserError(f"--int8: int8 is a form of ONNX files, and this run decides on {rig}: leave it out")
-    if int8 and job.quantize == "int8":
-        raise UserError("--int8: the trials of this run are int8 files already: leave it out")
     results = store.results()
+    if into is not None:
+        results = convertible(into, job, results, trial)
     if trial is not None and (why := store.unseen_for(trial)) is not None:
         raise UserError(f"trial {trial} cannot be exported: {why}: name another --trial")
-    if int8:
-        if trial is not None and trial in results and results[trial].precision == "int8":
-            raise UserError(f"--int8: trial {trial} is an int8 file already: leave it out")
-        results = {number: result for number, result in results.items() if result.precision == "fp32"}
-    chosen = candidates(baseline, results, budget=budget, max_drop=max_drop, trial=trial, recorded=not int8)
+    chosen = candidates(baseline, results, budget=budget, max_drop=max_drop, trial=trial, recorded=into is None)
     measure = local_measure(job, dense_forms(store, job), local_modules(job))
     calm = Calm.of_run(baseline, store.results(), rig)
     done = export_trial(
@@ -81,7 +79,7 @@ def export_from_run(
         out,
         measure=lambda content: calm.measured(partial(measure, rig, content)),
         budget=budget,
-        quantize=quantizer(store, job, measure) if int8 else None,
+        conversion=None if into is None else CONVERSIONS[into](store, job, measure),
         max_drop=max_drop,
         content_of=partial(trial_payload, store, rig) if measures_modules(rig) else None,
     )
@@ -89,13 +87,13 @@ def export_from_run(
         console.print(Text(f"trial {number} was passed over: {why}"), soft_wrap=True)
     best, measured = done.trial, done.measured
     accuracy, drop = best.accuracy, best.accuracy_drop or 0.0
-    if done.int8 is not None:
-        accuracy = done.int8.score.value
+    if done.converted is not None:
+        accuracy = done.converted.score.value
         drop = 100.0 * (baseline.accuracy - accuracy)
     figures = f"{measured.latency_ms:.4g} ms, {measured.speedup:.2f}x"
     console.print(
         Text(
-            f"exported trial {best.number}{' in int8' if done.int8 is not None else ''} to {out}: accuracy "
+            f"exported trial {best.number}{'' if into is None else f' in {into}'} to {out}: accuracy "
             f"{accuracy:.4f} (drop {drop:.2f} pp), {figures} "
             f"({measured.speedup_low:.2f}-{measured.speedup_high:.2f}) against dense, measured again now"
         ),
@@ -103,6 +101,8 @@ def export_from_run(
     )
     if calm.disturbed(measured):
         console.print(Text(calm.remark(measured)), soft_wrap=True)
+    if done.converted is not None and done.converted.over_fp32 is not None:
+        console.print(Text(fp16_line(done.converted.over_fp32.to_dict())), soft_wrap=True)
     return done
 
 
@@ -130,7 +130,7 @@ def trial_payload(store: RunStore, rig: str, trial: TrialResult) -> bytes:
         raise UserError(f"trial {trial.number}: {error}") from None
 
 
-def quantizer(store: RunStore, job: Job, measure: MeasureOn) -> Callable[[TrialResult, bytes], Quantized]:
+def int8_conversion(store: RunStore, job: Job, measure: MeasureOn) -> Conversion:
     """Turns files of a run into int8, calibrated on its training data and scored on its validation data.
 
     Of a trial whose file was rewritten, the plain one is made again from its weights: in int8 that may be the faster.
@@ -139,18 +139,25 @@ def quantizer(store: RunStore, job: Job, measure: MeasureOn) -> Callable[[TrialR
     require_same_data(store, task)
     inputs = calibration_inputs(task)
 
-    def quantize(trial: TrialResult, content: bytes) -> Quantized:
+    def quantize(trial: TrialResult, content: bytes) -> Converted:
         plain, done = content, None
         if trial.lowered is not None and trial.lowered["changed"]:
             done = Lowered.from_dict(trial.lowered, content)
             small = load_pruned(model, store.trial_dir(trial.number))
             with TemporaryDirectory() as folder:
-                plain = export_onnx(small, task.example_input, Path(folder) / "plain.onnx").read_bytes()
+                path = Path(folder) / "plain.onnx"
+                plain = export_onnx(small, task.example_input, path, opset=job.opset).read_bytes()
         quantized, report, rewritten = fastest_int8(plain, done, inputs, partial(measure, job.deciding_rig.name))
         if done is not None and not rewritten:
             done = done.undone(plain, "undone: in int8 the file as it was is faster")
         score = evaluate(OnnxPredictor(quantized), task.val_batches(), task.task.metric)
         lowered = done.to_dict() if done is not None else trial.lowered
-        return Quantized(content=quantized, score=score, agreement=report.agreement, lowered=lowered)
+        return Converted(precision="int8", content=quantized, score=score, agreement=report.agreement, lowered=lowered)
 
-    return quantize
+    return Conversion(precision="int8", make=quantize)
+
+
+CONVERSIONS: Mapping[Into, Callable[[RunStore, Job, MeasureOn], Conversion]] = {
+    "int8": int8_conversion,
+    "fp16": fp16_conversion,
+}

@@ -7,6 +7,8 @@ from typing import Any
 
 import onnx
 
+from evaluators.opset import opset_of
+
 #: Keys of the file's metadata begin with it.
 PREFIX = "prunefront."
 
@@ -52,11 +54,12 @@ def readme_text(card: Mapping[str, Any], content: bytes | None) -> str:
     lines = [
         f"# Trial {card['trial']} of {card['run']}",
         "",
-        f"A network pruned by prunefront {card['prunefront']}, in {card['precision']}.",
+        f"A network pruned by prunefront {card['prunefront']}, in {_form(card)}.",
         "",
         f"- accuracy {card['accuracy']:.4f} on validation data{told} (the mean of the task's metric)",
         f"- {measured['latency_ms']:.4g} ms, {measured['speedup']:.2f} times as fast as dense, on {stamp['device']} "
         f"({stamp['rig']}, {stamp['runtime']}, threads {stamp['threads']}, batch {stamp['batch']})",
+        *([] if card["fp16"] is None else [f"- {fp16_line(card['fp16']['measured_over_fp32'])}"]),
         f"- {card['params']} parameters, {card['macs']} multiply-accumulates for one input",
         "",
     ]
@@ -73,6 +76,31 @@ def readme_text(card: Mapping[str, Any], content: bytes | None) -> str:
         lines += ["```", ""]
     lines += ["Every figure is in `card.json`; `plan.json` says what was removed, layer by layer.", ""]
     return "\n".join(lines)
+
+
+def _form(card: Mapping[str, Any]) -> str:
+    """`fp32, ONNX opset 20`."""
+    form = str(card["precision"]) + ("" if card["fp16"] is None else " with float32 inputs and outputs")
+    return form if card["opset"] is None else f"{form}, ONNX opset {card['opset']}"
+
+
+def fp16_line(measured: Mapping[str, Any]) -> str:
+    """What fp16 brought beside half the bytes: `measured` is a measurement of it against its own fp32 file."""
+    figures = f"{measured['speedup']:.2f}x, {measured['speedup_low']:.2f}-{measured['speedup_high']:.2f}"
+    if measured["speedup_low"] > 1.0:
+        return f"in fp16 faster than in fp32 on {measured['stamp']['rig']} ({figures}), and half the bytes"
+    return (
+        f"no gain in time by fp16 on {measured['stamp']['rig']} ({figures} of its fp32 form's speed), but half the "
+        f"bytes: processors without fp16 arithmetic compute in fp32 all the same"
+    )
+
+
+def opset_in(content: bytes) -> int | None:
+    """The operator set of an ONNX file; None of what is none."""
+    try:
+        return opset_of(onnx.load_model_from_string(content)) or None
+    except Exception:  # protobuf's own
+        return None
 
 
 def _run_onnx(content: bytes) -> list[str]:

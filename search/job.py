@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic.functional_validators import BeforeValidator
 
 from admm.plan import N_OF_M
+from evaluators.opset import DEFAULT_OPSET, LEAST_OPSET, MOST_OPSET
 from search.errors import UserError
 from search.job_sections import (
     AdmmSettings,
@@ -83,6 +84,8 @@ class Job(Section):
     quantize: Literal["off", "int8", "search"] = "off"
     """`int8`: static quantisation as the last step of every trial, calibrated on training data. `search`: each plan is
     tried in fp32 or in int8, and both kinds stand on one front; a plan is trained once for the two."""
+    opset: Annotated[int, Field(ge=LEAST_OPSET, le=MOST_OPSET)] = DEFAULT_OPSET
+    """The ONNX operator set of every file that the run writes: lower it for a runtime that does not read this one."""
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
     storage: Annotated[str, Field(min_length=1)] = "runs"

@@ -83,7 +83,7 @@ def ship_forms(
     """
     forms: dict[str, Artefact | ModuleArtefact] = {}
     if of_files(job):
-        file = ship(model, task, path, form=form)
+        file = ship(model, task, path, form=form, opset=job.opset)
         forms |= {spec.name: file for spec in of_files(job)}
     for spec in of_modules(job):
         if modules is None:

@@ -110,5 +110,7 @@ def shapes_for(bench: Bench, rig: str, plan: PruningPlan, precision: Precision) 
     if measures_modules(rig):
         assert bench.modules is not None
         return shapes_module(job, rig, bench.dense, bench.profile.groups, plan, bench.modules)
-    shapes = shapes_onnx(bench.dense, bench.profile.groups, plan, bench.task.example_input, job.align, bench.file)
+    shapes = shapes_onnx(
+        bench.dense, bench.profile.groups, plan, bench.task.example_input, job.align, bench.file, opset=job.opset
+    )
     return bench.form(shapes, precision=precision, samples=SHAPE_SAMPLES).content

@@ -9,10 +9,10 @@ from search.job import Job
 from search.store import RunStore
 
 #: Sections of a job that may not change between two starts; budget, trials, resources and the space may.
-FIXED = ("task", "task_args", "admm", "finetune", "compute", "lower", "quantize")
+FIXED = ("task", "task_args", "admm", "finetune", "compute", "lower", "quantize", "opset")
 
 #: What the trials of a run did whose version knew no such setting.
-EARLIER: dict[str, Any] = {"lower": False, "quantize": "off"}
+EARLIER: dict[str, Any] = {"lower": False, "quantize": "off", "opset": 20}
 
 
 def recipe_of(job: Job) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from admm.shapes import kept_by_magnitude
 from evaluators import check_parity, export_onnx
 from evaluators.errors import EvaluationError
 from evaluators.onnx_cut import Cut, cut_onnx
+from evaluators.opset import DEFAULT_OPSET
 
 
 def shapes_onnx(
@@ -25,6 +26,8 @@ def shapes_onnx(
     example: torch.Tensor,
     align: int,
     dense: bytes | None = None,
+    *,
+    opset: int = DEFAULT_OPSET,
 ) -> bytes:
     """The ONNX file of the network a plan leads to, weights chosen by magnitude: for latency, not for accuracy.
 
@@ -36,7 +39,7 @@ def shapes_onnx(
     if content is not None:
         return content
     with TemporaryDirectory() as folder:
-        return export_onnx(small, example, Path(folder) / "shapes.onnx").read_bytes()
+        return export_onnx(small, example, Path(folder) / "shapes.onnx", opset=opset).read_bytes()
 
 
 def _cut(dense: bytes, model: nn.Module, small: nn.Module, kept: Kept, example: torch.Tensor) -> bytes | None:

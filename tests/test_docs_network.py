@@ -64,6 +64,32 @@ class Whole(nn.Module):
         return self.head(torch.relu(self.norm(self.normed(x))))
 
 
+class Gate(nn.Module):
+    """A convolution that some inputs pass by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.mean() > 0 else x
+
+
+class Odd(nn.Module):
+    """[batch, 3, 8, 8] -> [batch, 4]: one weight in two places, and a path that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.after = nn.Conv2d(3, 8, 3), Gate(), nn.Conv2d(8, 8, 3)
+        self.a, self.b = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.after(self.gate(torch.relu(self.stem(x)))))
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+
 def reasons_on_the_page() -> list[str]:
     table = PAGE[PAGE.index("## What cannot be pruned") :]
     return [re.sub(r" \.\.\.$", "", reason) for reason in re.findall(r"^\| `([^`]+)` \|", table, re.M)]
@@ -75,13 +101,20 @@ def test_the_page_lists_the_reason(layer: str) -> None:
     assert any(excluded[layer].startswith(reason) for reason in reasons_on_the_page()), excluded[layer]
 
 
+def test_the_page_tells_of_shared_weights_and_of_paths_that_depend_on_data() -> None:
+    excluded = find_groups(Odd(), torch.zeros(1, 3, 12, 12)).excluded
+    assert set(excluded) == {"stem", "gate.conv", "after", "a", "b", "head"}
+    for layer in ("stem", "gate.conv", "a"):
+        assert any(excluded[layer].startswith(reason) for reason in reasons_on_the_page()), excluded[layer]
+
+
 def test_reasons_are_those_of_the_program() -> None:
     """Word for word, apart from names and numbers."""
-    files = ("coupling.py", "groups.py", "verify.py", "frozen.py")
+    files = ("coupling.py", "groups.py", "verify.py", "frozen.py", "slicing.py", "decisions.py")
     source = " ".join((ROOT / "admm" / name).read_text() for name in files)
     plain = re.sub(r'"\s+f?"', "", source)
-    assert len(reasons_on_the_page()) == 9
+    assert len(reasons_on_the_page()) == 11
     for reason in reasons_on_the_page():
-        fixed = re.sub(r"^(Conv2d '3'|LayerNorm 'norm'|parameter 'scale') ", "", reason)
-        parts = re.split(r"\d+|\.\.\.", fixed)
+        fixed = re.sub(r"^(Conv2d '3'|LayerNorm 'norm'|parameter 'scale'|Conv2d 'a':) ", "", reason)
+        parts = re.split(r"\d+|\.\.\.|module '\w+' \(Gate\)|weight|'b'", fixed)
         assert all(part.strip(" ()=:") in plain for part in parts), reason

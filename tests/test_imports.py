@@ -83,7 +83,7 @@ def test_there_is_something_to_look_at() -> None:
     ("package", "allowed"),
     [
         ("admm", {"admm", "torch", "torch_pruning", "numpy", "safetensors"}),
-        ("evaluators", {"evaluators", "torch", "onnx", "onnxruntime", "numpy"}),
+        ("evaluators", {"evaluators", "torch", "onnx", "onnx_ir", "onnxruntime", "numpy"}),
     ],
 )
 def test_admm_and_evaluators_know_only_their_own_libraries(package: str, allowed: set[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluators import export_failure
 from evaluators.errors import ExportError
 from evaluators.onnx_export import BATCH_KEY, batch_kind, export_onnx
 from evaluators.parity import check_parity
@@ -87,13 +89,62 @@ class DataDependent(nn.Module):
         return x + 1 if float(x.sum()) > 0 else x - 1
 
 
+class Spun(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x.abs().max()) % 3 + 1):
+            x = x * 0.5
+        return x
+
+
+class Unknown(nn.Module):
+    """Of operators that ONNX has no form of: one by its own name, one that the exporter takes apart first."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Elsewhere(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() * 2.0)
+
+
+def within(part: nn.Module) -> nn.Module:
+    """[batch, 3] -> [batch, 2], with `part` in it, two levels down."""
+    return nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), part), nn.Linear(3, 2))
+
+
 @pytest.mark.parametrize(
     ("model", "example", "words"),
     [
         (TwoOutputs(), torch.randn(1, 3), "one tensor"),
         (nn.Linear(4, 2), torch.randn(1, 3), "does not run"),
         (nn.Linear(4, 2), torch.tensor(1.0), "scalar"),
-        (DataDependent(), torch.randn(1, 3), "cannot be exported"),
+        (
+            DataDependent(),
+            torch.randn(1, 3),
+            r"exported: in the forward of DataDependent itself, whose path depends on the data: Guard.*: Could not",
+        ),
+        (
+            within(DataDependent()),
+            torch.randn(1, 3),
+            r"exported: in module '1\.1' \(DataDependent\), whose path depends on the data: Guard",
+        ),
+        (within(Spun()), torch.randn(1, 3), r"in module '1\.1' \(Spun\), whose path depends on the data: "),
+        (
+            within(Unknown(lambda x: x * torch.linalg.svdvals(x).sum())),
+            torch.randn(1, 3),
+            r"exported: in module '1\.1' \(Unknown\): DispatchError: No ONNX function found for .*svd",
+        ),
+        (
+            within(Unknown(torch.special.bessel_j0)),
+            torch.randn(1, 3),
+            r"exported: in module '1\.1' \(Unknown\): DispatchError: No ONNX function found for .*bessel_j0",
+        ),
+        (within(Elsewhere()), torch.randn(1, 3), r"exported: in module '1\.1' \(Elsewhere\): RuntimeError: "),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(
@@ -103,6 +154,13 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
         export_onnx(model, example, tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_where_it_broke_is_a_help_and_no_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_failure, "_entered", lambda *_: 1 / 0)
+    with pytest.raises(ExportError, match="cannot be exported: its path depends on the data: Guard"):
+        export_onnx(within(DataDependent()), torch.randn(1, 3), tmp_path / "model.onnx")
 
 
 def test_a_path_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:

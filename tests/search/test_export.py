@@ -19,8 +19,9 @@ from evaluators.accuracy import Score
 from evaluators.errors import EvaluationError
 from evaluators.measurement import DeviceStamp, Measurement
 from search.budget import Budget
+from search.conversion import Conversion, Converted
 from search.errors import BudgetUnreachable, UserError
-from search.export import Quantized, candidates, export_trial
+from search.export import candidates, export_trial
 from search.result import STATUSES, Baseline, Status, TrialResult
 from search.store import RunStore
 
@@ -143,7 +144,7 @@ def test_an_export_holds_the_files_and_a_card_with_both_measurements(store: RunS
     assert card.keys() == {
         "schema", "prunefront", "run", "trial", "plan_digest", "seed", "accuracy", "accuracy_stderr", "accuracy_drop",
         "accuracy_data", "test", "compression_x", "macs", "params", "measured_in_search", "measured_at_export", "dense",
-        "lowered", "int8", "notes", "reproduce", "precision", "stretch",
+        "lowered", "int8", "fp16", "opset", "notes", "reproduce", "precision", "stretch",
     }  # fmt: skip
     assert (card["run"], card["trial"], card["seed"], card["plan_digest"]) == ("r", 0, 3, "digest0")
     assert Measurement.from_dict(card["measured_at_export"]) == done.measured
@@ -204,14 +205,17 @@ def test_an_int8_export_has_figures_of_its_own(store: RunStore, tmp_path: Path) 
     assert [r.number for r in chosen[:1]] == [max(chosen, key=lambda r: r.accuracy or 0.0).number]
     seen: list[bytes] = []
 
-    def quantize(trial: TrialResult, content: bytes) -> Quantized:
+    def quantize(trial: TrialResult, content: bytes) -> Converted:
         seen.append(content)
         if len(seen) == 1:
             raise EvaluationError("parity breach")
-        return Quantized(content=b"ints", score=Score(value=0.5, stderr=0.1, samples=10), agreement=0.97)
+        score = Score(value=0.5, stderr=0.1, samples=10)
+        return Converted(precision="int8", content=b"ints", score=score, agreement=0.97)
+
+    int8 = Conversion(precision="int8", make=quantize)
 
     measured = measurement(1e-4)
-    done = export_trial(store, chosen, out, measure=lambda content: measured, budget=budget, quantize=quantize)
+    done = export_trial(store, chosen, out, measure=lambda content: measured, budget=budget, conversion=int8)
     assert done.trial.number == chosen[1].number
     assert done.refused == ((chosen[0].number, "parity breach"),)
     assert (out / "model.onnx").read_bytes().startswith(b"ints")
@@ -221,7 +225,7 @@ def test_an_int8_export_has_figures_of_its_own(store: RunStore, tmp_path: Path) 
     assert card["int8"] == {"agreement": 0.97, "fp32_accuracy": chosen[1].accuracy}
     with pytest.raises(BudgetUnreachable, match=r"no trial can be handed over in int8 .*it drops"):
         export_trial(
-            store, chosen[1:2], tmp_path / "no", measure=lambda content: measured, quantize=quantize, max_drop=0.1
+            store, chosen[1:2], tmp_path / "no", measure=lambda content: measured, conversion=int8, max_drop=0.1
         )
     assert not (tmp_path / "no").exists()
 

@@ -44,11 +44,11 @@ class CountingRig:
 EXPORTED: dict[tuple[str, int], bytes] = {}
 
 
-def export(model: Any, groups: Any, plan: Any, example: Any, align: int) -> bytes:
+def export(model: Any, groups: Any, plan: Any, example: Any, align: int, **options: Any) -> bytes:
     """`shapes_onnx`, each plan of the small job once: seconds each, and the same for all tests that share it."""
     key = (plan.digest(), align)
     if key not in EXPORTED:
-        EXPORTED[key] = shapes_onnx(model, groups, plan, example, align)
+        EXPORTED[key] = shapes_onnx(model, groups, plan, example, align, **options)
     return EXPORTED[key]
 
 

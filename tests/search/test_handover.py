@@ -80,7 +80,7 @@ def test_a_module_is_loaded_by_its_calls_and_an_unreadable_file_by_our_names() -
     card = {
         "trial": 1, "run": "r", "prunefront": "0", "precision": "bf16", "accuracy": 0.5, "accuracy_drop": None,
         "accuracy_data": "validation", "plan_digest": "d", "params": 1, "macs": 2,
-        "measured_at_export": measurement(0.5).to_dict(),
+        "measured_at_export": measurement(0.5).to_dict(), "fp16": None, "opset": None,
         "load": {"admm": "admm.load_pruned(build_model(), FOLDER)", "cuda": "search.load_measured(build_model(), 'x')"},
     }  # fmt: skip
     text = readme_text(card, None)

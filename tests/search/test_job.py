@@ -55,6 +55,7 @@ def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
     assert (job.sparsity.min, job.sparsity.max, job.sparsity.step, job.sparsity.align) == (0.0, 0.9, 0.05, "auto")
     assert (job.search.trials, job.search.sampler, job.search.seed, job.search.study) == (32, "tpe", 0, "sqlite")
     assert job.storage == "runs"
+    assert job.opset == 20
 
 
 def test_structures_are_those_of_a_plan() -> None:

@@ -44,10 +44,10 @@ def exported() -> Callable[..., bytes]:
     """`shapes_onnx`, each plan once: seconds each, and the same for all tests."""
     known: dict[tuple[str, int], bytes] = {}
 
-    def export(model: Any, groups: Any, plan: Any, example: Any, align: int, dense: bytes | None = None) -> bytes:
+    def export(model: Any, groups: Any, plan: Any, example: Any, align: int, *dense: Any, **options: Any) -> bytes:
         key = (plan.digest(), align)
         if key not in known:
-            known[key] = shapes_onnx(model, groups, plan, example, align, dense)
+            known[key] = shapes_onnx(model, groups, plan, example, align, *dense, **options)
         return known[key]
 
     return export

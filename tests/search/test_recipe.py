@@ -42,6 +42,7 @@ def test_what_may_change_may_change(store: RunStore) -> None:
         ({"admm": {"iterations": 3}}, r"admm\.iterations was 4 when the run began and is 3 now"),
         ({"finetune": {"epochs": 9}}, r"finetune\.epochs was 4 when the run began and is 9 now"),
         ({"task": "a:c"}, r"task was 'a:b' when the run began and is 'a:c' now"),
+        ({"opset": 18}, r"opset was 20 when the run began and is 18 now"),
         ({"task_args": {}}, r"task_args\.width was 8 when the run began and is None now"),
     ],
 )
@@ -51,11 +52,11 @@ def test_an_edited_recipe_is_refused_by_key(store: RunStore, change: dict[str, A
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path: Path) -> None:
-    recipe = {key: value for key, value in recipe_of(JOB).items() if key not in ("lower", "quantize")}
+    recipe = {key: value for key, value in recipe_of(JOB).items() if key not in ("lower", "quantize", "opset")}
     store = RunStore.create(tmp_path / "earlier", JOB.to_yaml(), {"recipe": recipe})
     assert JOB.lower
     job = as_begun(store, JOB)
-    assert (job.lower, job.quantize) == (False, "off")
+    assert (job.lower, job.quantize, job.opset) == (False, "off", 20)
     require_same_recipe(store, job)
     with pytest.raises(UserError, match="lower was False when the run began and is True now"):
         require_same_recipe(store, JOB)

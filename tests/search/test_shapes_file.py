@@ -48,9 +48,9 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The paths that were exported to."""
     made: list[Path] = []
 
-    def counted(module: nn.Module, example: torch.Tensor, path: Path) -> Path:
+    def counted(module: nn.Module, example: torch.Tensor, path: Path, *, opset: int) -> Path:
         made.append(path)
-        return export_onnx(module, example, path)
+        return export_onnx(module, example, path, opset=opset)
 
     monkeypatch.setattr(shapes_file, "export_onnx", counted)
     return made

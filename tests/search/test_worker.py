@@ -230,7 +230,7 @@ def test_a_plan_over_budget_is_not_trained(store: RunStore) -> None:
 def test_shapes_are_measured_only_where_somebody_asks(
     tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_shapes, "shapes_onnx", lambda *_: bytes(4321))
+    monkeypatch.setattr(plan_shapes, "shapes_onnx", lambda *_, **__: bytes(4321))
     asked: list[int] = []
 
     def measure(name: str, content: bytes) -> Measurement:
@@ -302,7 +302,9 @@ def test_an_export_or_a_parity_that_fails_is_a_failed_trial(store: RunStore, mon
         with torch.no_grad():
             broken.get_submodule("8").bias.add_(1.0)  # type: ignore[union-attr, operator]
         export = artefact.export_onnx
-        patch.setattr(artefact, "export_onnx", lambda model, example, path: export(broken, example, path))
+        patch.setattr(
+            artefact, "export_onnx", lambda model, example, path, **more: export(broken, example, path, **more)
+        )
         assert _trained(store, 1).step().phase == "failed"
     first, second = store.result(0), store.result(1)
     assert first.reason == "the graph is not valid ONNX: odd node"
@@ -316,7 +318,7 @@ def test_an_export_or_a_parity_that_fails_is_a_failed_trial(store: RunStore, mon
 
 
 def test_a_rig_that_is_lost_is_no_fault_of_the_trial(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_shapes, "shapes_onnx", lambda *_: bytes(100))
+    monkeypatch.setattr(plan_shapes, "shapes_onnx", lambda *_, **__: bytes(100))
     bench = make_bench(measure=_raise(AttemptLost("the rig is gone")), budget={"speedup": 2.0})
     run = TrialRun(bench, _spec(), store=store)
     with pytest.raises(AttemptLost):
@@ -375,7 +377,7 @@ def test_an_interrupted_trial_publishes_the_same_files(store: RunStore, tmp_path
 
 
 def test_a_stopped_trial_knows_what_it_showed_so_far(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_shapes, "shapes_onnx", lambda *_: bytes(100))
+    monkeypatch.setattr(plan_shapes, "shapes_onnx", lambda *_, **__: bytes(100))
     run = TrialRun(make_bench(budget={"speedup": 2.0}), _spec(), store=store)
     for _ in range(3):
         run.step()
