@@ -26,6 +26,7 @@ __all__ = [
     "make_module_rig",
     "make_rig",
     "measures_modules",
+    "require_rig_name",
     "rig_names",
 ]
 
@@ -137,11 +138,7 @@ def make_rig(name: str, *, threads: int = 1, precision: str | None = None) -> La
     float32 in (`fp32`, `tf32`) or turns a module into (`fp16`, `bf16`); `None` is the rig's own. A rig of modules
     refuses every ONNX file in one line: `make_module_rig` gives it with its own protocol.
     """
-    known = _RIGS.get(name) or _provider_rig(name)
-    if known is None:
-        near = difflib.get_close_matches(str(name), _RIGS, n=1, cutoff=0.4)
-        mend = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_RIGS)}"
-        raise RigUnavailable(f"unknown rig {name!r}: {mend}")
+    known = _known(name)
     if known == _RIGS["onnxruntime-cpu"]:
         if precision not in (None, "fp32"):
             raise RigUnavailable(f"rig {name!r} computes in the types of the ONNX file, not in {precision!r}: leave it")
@@ -149,6 +146,20 @@ def make_rig(name: str, *, threads: int = 1, precision: str | None = None) -> La
     if known == _PROVIDER_RIG:
         return _made(name, known, name, threads=threads, precision=precision)
     return _made(name, known, threads=threads, precision=precision)
+
+
+def require_rig_name(name: str) -> None:
+    """Raises `RigUnavailable` for a name that no rig has, on whatever machine."""
+    _known(name)
+
+
+def _known(name: str) -> str:
+    known = _RIGS.get(name) or _provider_rig(name)
+    if known is None:
+        near = difflib.get_close_matches(str(name), _RIGS, n=1, cutoff=0.4)
+        mend = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_RIGS)}"
+        raise RigUnavailable(f"unknown rig {name!r}: {mend}")
+    return known
 
 
 def _provider_rig(name: object) -> str | None:

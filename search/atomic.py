@@ -21,6 +21,7 @@ _MENDS = {
     errno.EROFS: "choose a folder that can be written with --storage",
     errno.EACCES: "choose a folder that can be written with --storage",
     errno.EPERM: "choose a folder that can be written with --storage",
+    errno.ENOENT: "make the folder around it first",
     errno.EEXIST: "a file stands where a folder is needed: choose another --storage",
     errno.ENOTDIR: "a file stands where a folder is needed: choose another --storage",
     errno.ENAMETOOLONG: "choose a shorter name or --storage",

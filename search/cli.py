@@ -295,7 +295,8 @@ def duration(text: str) -> float:
 
 def fail(message: str, code: int) -> int:
     """Print one line to standard error; returns the exit code."""
-    line = " ".join(message.split())
+    # What a job file or a file's name holds may be made to move the cursor or to recolour a terminal.
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
     Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
     return code
 
@@ -316,8 +317,8 @@ def run(arguments: list[str] | None = None) -> int:
             error.show()  # `prunefront` alone: the help, not a complaint
             return 2
         context = getattr(error, "ctx", None)
-        hint = f": see prunefront {context.info_name} --help" if context is not None and context.parent else ""
-        return fail(error.format_message().rstrip(".") + hint, 2)
+        command = f"{context.info_name} " if context is not None and context.parent else ""
+        return fail(f"{error.format_message().rstrip('.')}: see prunefront {command}--help", 2)
     except (KeyboardInterrupt, typer.Abort):
         outcome = INTERRUPTED
     except SystemExit as error:  # the command has said why

@@ -8,14 +8,31 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import search
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Make these functions commands of `app`."""
+    app.callback()(options)
     for command in (report, status, init, schema, doctor):
         app.command()(command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"prunefront {search.__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", is_eager=True, callback=_say_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """What the program itself takes, before any command."""
 
 
 def report(

@@ -173,9 +173,9 @@ class Job(Section):
         try:
             return load_task(self.task, self.task_args, arrived(self.folder))
         except UserError as error:
-            # What is wrong with `task` or `task_args` is mended in the job file, anything else in the user's code.
+            # What is wrong with these keys is mended in the job file, anything else in the user's code.
             key, _, message = str(error).partition(": ")
-            if key == "task" or key.partition(".")[0] == "task_args":
+            if key.partition(".")[0] in ("task", "task_args", "base_dir"):
                 raise self.error(key, message) from error
             raise
 
@@ -210,10 +210,13 @@ class Job(Section):
         search = {"trials": trials, "seed": seed}
         content["search"].update({key: value for key, value in search.items() if value is not None})
         if latency_ms is not None or speedup is not None:
-            rig = None if self.budget is None else self.budget.rig
-            content["budget"] = {"latency_ms": latency_ms, "speedup": speedup, "rig": rig}
+            asked_on = None if self.budget is None else self.budget.rig
+            content["budget"] = {"latency_ms": latency_ms, "speedup": speedup, "rig": asked_on}
         if rig is not None:
-            own = next((spec for spec in content["rigs"] if spec["name"] == rig), {"name": rig})
+            known = {spec["name"]: spec for spec in content["rigs"]}
+            if rig not in known:
+                _require_rig(rig)
+            own = known.get(rig, {"name": rig})
             content["rigs"] = [own, *(spec for spec in content["rigs"] if spec["name"] != rig)]
         if objectives is not None:
             content["search"]["objectives"] = [name.strip() for name in objectives.split(",")]
@@ -244,6 +247,15 @@ class Job(Section):
         from search.job_file import dump_yaml
 
         return dump_yaml({**self.model_dump(mode="json"), "base_dir": str(self.folder)})
+
+
+def _require_rig(name: str) -> None:
+    from evaluators.rig import RigUnavailable, require_rig_name
+
+    try:
+        require_rig_name(name)
+    except RigUnavailable as error:
+        raise UserError(f"--rig: {error}") from None
 
 
 def locate(source: str, lines: Mapping[Place, int], place: Place) -> str:

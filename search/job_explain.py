@@ -63,9 +63,14 @@ def _message(mistake: ErrorDetails) -> str:
     kind, place, value = mistake["type"], mistake["loc"], mistake.get("input")
     context = mistake.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _known_keys(place[:-1])
-        match = nearest(str(place[-1]), known)
-        return f"unknown key; did you mean {match!r}?" if match else f"unknown key; use {_either(known)}"
+        key = str(place[-1])
+        known, homes = _known_keys(place[:-1]), _homes(key)
+        match = nearest(key, known) or next((name for name in known if name.startswith(f"{key}_")), None)
+        # a key that stands at the top and has its home in a section is no misspelling of what is at the top
+        meant = [*([match] if match and not (homes and len(place) == 1) else []), *homes]
+        if meant:
+            return f"unknown key; did you mean {_either([repr(name) for name in meant])}?"
+        return f"unknown key; use {_either(known)}"
     if kind == "missing":
         return "is missing"
     if value is None and kind.endswith("_type"):
@@ -81,7 +86,8 @@ def _message(mistake: ErrorDetails) -> str:
         return f"{_bounds(place, context)}, got {shown(value)}"
     if kind == "string_pattern_mismatch":
         return f"must be sqlite, sqlite:///FILE, journal:FILE or postgresql://HOST/DB, got {shown(value)}"
-    return f"{_WANTED.get(kind, mistake['msg'])}, got {shown(value)}"
+    mend = f": write [{value}]" if kind == "tuple_type" and isinstance(value, str) and value.isidentifier() else ""
+    return f"{_WANTED.get(kind, mistake['msg'])}, got {shown(value)}{mend}"
 
 
 def _either(words: list[str]) -> str:
@@ -97,6 +103,13 @@ def _field(place: Place) -> FieldInfo | None:
 def _known_keys(place: Place) -> list[str]:
     owner = _section(place)
     return [] if owner is None else list(owner.model_fields)
+
+
+def _homes(key: str) -> list[str]:
+    """Where else a job has a key of this name: `search.trials`."""
+    sections = {name: _section((name,)) for name in Job.model_fields if name != "rigs"}
+    inside = [f"{name}.{key}" for name, section in sections.items() if section and key in section.model_fields]
+    return [*([key] if key in Job.model_fields else []), *inside]
 
 
 def _section(place: Place) -> type[BaseModel] | None:

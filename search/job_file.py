@@ -84,6 +84,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
             problem = f"{error.context}, {problem}"
         mend = ": indent with spaces" if "'\\t'" in problem else ""
         raise UserError(f"{where}: not valid YAML: {problem}{mend}") from None
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{path}: not a job file: it holds the character #x{error.character:04x}, which no text does"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:

@@ -67,6 +67,11 @@ def profile_network(job: Job, model: nn.Module, example_input: torch.Tensor) -> 
     Layers with a frozen weight are left whole, and named in the notes.
     """
     groups = without_frozen(model, find_groups(model, example_input))
+    if not groups.layers:
+        raise UserError(
+            f"{type(model).__name__} has no layer that can be pruned: it needs a convolution or a Linear, a module "
+            f"of torch.nn that is not scripted"
+        )
     modules = dict(model.named_modules())
     layers = tuple(job.match_layers({name: type(modules[name]).__name__ for name in groups.layers}))
     frozen = [layer for layer in frozen_layers(model, groups) if layer in layers]

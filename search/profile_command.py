@@ -111,7 +111,6 @@ def profile_job(source: Path, *, every: bool, as_json: bool, console: Console) -
     `source` is a job file or a run folder. Raises `BudgetUnreachable` when all is said and the budget is out of reach.
     """
     with progress() as say:
-        say("reading the job and its data")
         prepared = _prepared(source, say)
         found = profile_prepared(prepared, say)
     if as_json:
@@ -125,11 +124,14 @@ def profile_job(source: Path, *, every: bool, as_json: bool, console: Console) -
 def _prepared(source: Path, say: Callable[[str], None]) -> Prepared:
     if not is_run(source):
         job = load_job(source)
+        say("reading the job and its data")
         if job.sparsity.align == "auto":
             say("checking the job, its data and its network; the device's channel block is measured the first time")
         return Prepared.of(job)
     store = RunStore.open(source)
-    prepared = Prepared.of(load_job(store.job_path))
+    job = load_job(store.job_path)
+    say("reading the job and its data")
+    prepared = Prepared.of(job)
     weights = store.baseline_dir / WEIGHTS_NAME
     if weights.exists():
         load_dense(weights, prepared.model)

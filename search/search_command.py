@@ -143,6 +143,10 @@ def _checked(job: Job, session: Session | None, points: Path | None) -> tuple[Pr
     """The job, ready to be searched, and the user's own plans."""
     if session is None:
         require_resources(job)
+    if job.search.study != "sqlite":  # Optuna takes a second to import
+        from search.study import require_study
+
+        require_study(job.search.study)
     prepared = Prepared.of(job)
     own = [] if points is None else read_points(points, prepared.profile.space)
     prepared.check_shapes()

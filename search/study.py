@@ -20,7 +20,7 @@ from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -130,6 +130,26 @@ def open_storage(url: str) -> BaseStorage:
         with quiet():
             return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     return Database(url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None)
+
+
+def require_study(setting: str) -> None:
+    """Raises `StoreError` for a job's `search.study` that cannot be opened: a server that does not answer, a folder.
+
+    Asked before anything is trained; nothing is written.
+    """
+    if setting == "sqlite":
+        return
+    if setting.startswith(("sqlite:///", "journal:")):
+        place = Path(study_place(setting).partition("?")[0])
+        if place.is_dir():
+            raise StoreError(f"search.study: {place} is a folder: name a file in it, such as {place / 'study.db'}")
+        return
+    with _opening(setting):
+        engine = create_engine(setting)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
 
 def drop_torn_line(path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search.errors import UserError
-from search.tasks.data import Batch, EvalData, EvalSource, TrainData, TrainSource, eval_source, train_source
+from search.tasks.data import Arrays, Batch, EvalData, EvalSource, TrainData, TrainSource, eval_source, train_source
+from search.tasks.labels import require_labels
 from search.tasks.loading import call_task_function
 from search.tasks.split import hold_out
 
@@ -138,6 +139,12 @@ class PreparedTask:
         """All test batches in a fixed order, or None where the task has none."""
         return None if self.test_source is None else self.test_source.batches()
 
+    def labels(self, part: str, batch: Tensor) -> Tensor:
+        """All targets of `train`, `validation` or `test` where they are in memory, else those of the batch given."""
+        sources = {"train": self.train_source, "validation": self.val_source, "test": self.test_source}
+        whole = getattr(sources[part], "arrays", None)
+        return whole.y if isinstance(whole, Arrays) else batch
+
 
 def prepare(task: Task, seed: int = 0) -> PreparedTask:
     """Make the task's data readable; `seed` orders and augments the training batches.
@@ -187,20 +194,24 @@ def check_task(prepared: PreparedTask, model: nn.Module) -> None:
     task, training = prepared.task, model.training
     with reading(task):
         x, y = next(iter(prepared.train_batches(0)))
-        scored = {"a validation batch": next(iter(prepared.val_batches()))}
+        scored = {"validation": next(iter(prepared.val_batches()))}
         test = prepared.test_batches()
         if test is not None:
-            scored["a test batch"] = next(iter(test))
+            scored["test"] = next(iter(test))
     model.eval()
     try:
         # Not inference_mode: what a network keeps of its first input must still be fit for training.
         with torch.no_grad():
             _outputs(task.name, model, "example_input", prepared.example_input)
             outputs = _outputs(task.name, model, "a training batch", x)
+            require_labels(task.name, "training", outputs, prepared.labels("train", y), task.loss)
             _check_values(task.name, "loss", task.loss, outputs, y, shape=())
             for part, (x, y) in scored.items():
-                outputs = _outputs(task.name, model, part, x)
-                values = _check_values(task.name, "metric", task.metric, outputs, y, shape=(len(x),), of=f" of {part}")
+                batch = f"a {part} batch"
+                outputs = _outputs(task.name, model, batch, x)
+                if task.metric is top1:
+                    require_labels(task.name, part, outputs, prepared.labels(part, y), task.loss)
+                values = _check_values(task.name, "metric", task.metric, outputs, y, shape=(len(x),), of=f" of {batch}")
                 _check_range(task.name, values)
     finally:
         model.train(training)
@@ -211,7 +222,8 @@ def _outputs(name: str, model: nn.Module, part: str, inputs: Tensor) -> Tensor:
         outputs = model(inputs)
     except Exception as error:
         raise UserError(
-            f"task {name!r}: the network fails on {part} of shape {list(inputs.shape)}: {type(error).__name__}: {error}"
+            f"task {name!r}: the network fails on {part} of shape {list(inputs.shape)} ({inputs.dtype}): "
+            f"{type(error).__name__}: {error}: give it inputs of the shape and type that it takes"
         ) from error
     if not isinstance(outputs, Tensor):
         raise UserError(
@@ -248,7 +260,10 @@ def _check_values(
     try:
         value = function(outputs, targets)
     except Exception as error:
-        raise UserError(f"task {name!r}: the {part} fails on {got}: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"task {name!r}: the {part} fails on {got}: {type(error).__name__}: {error}: give it targets that it "
+            f"takes, or a {part} of your own"
+        ) from error
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         wanted = "one value, the mean over the batch" if shape == () else f"one value a sample, {list(shape)}"
         given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

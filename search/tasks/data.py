@@ -50,7 +50,7 @@ class Arrays:
                 f"got shapes {tuple(inputs.shape)} and {tuple(targets.shape)}"
             )
         if len(inputs) == 0:
-            raise UserError("Arrays: no samples given")
+            raise UserError("Arrays: no samples given: was the right file read, and all of it filtered out?")
         if inputs.dtype == torch.float64:
             inputs = inputs.float()
         if inputs.is_floating_point() and not _finite(inputs):

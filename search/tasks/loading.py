@@ -91,6 +91,8 @@ def _import(name: str, folder: Path) -> ModuleType:
                 f"{_place(error, folder)}: importing {name!r} needs the module {error.name!r}, "
                 f"which is not installed here"
             ) from error
+        if not folder.is_dir():
+            raise UserError(f"base_dir: there is no folder {folder}, and no installed module {name!r}") from None
         raise UserError(
             f"task: there is no module {name!r} in {folder} nor installed: {suggest(name, _modules(folder))}"
         ) from None

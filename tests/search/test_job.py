@@ -82,7 +82,10 @@ def test_structures_are_those_of_a_plan() -> None:
         ("task: a:b\nsparsity: {min: 0.5, max: 0.3}\n", ":2: sparsity: min 0.5 is above max 0.3: swap them"),
         ("task: a:b\nstructures: [filter, fliter]\n", ":2: structures.1: must be filter, channel, shape, unstructured or n:m, got 'fliter'; did you mean 'filter'?"),
         ("task: a:b\nstructures: []\n", ":2: structures: must name at least one, got []"),
-        ("task: a:b\nstructures: filter\n", ":2: structures: must be a list, got 'filter'"),
+        ("task: a:b\nstructures: filter\n", ":2: structures: must be a list, got 'filter': write [filter]"),
+        ("task: a:b\nsearch: {align: 8}\n", ":2: search.align: unknown key; did you mean 'sparsity.align'?"),
+        ("task: a:b\nlr: 0.1\n", ":2: lr: unknown key; did you mean 'admm.lr' or 'finetune.lr'?"),
+        ("task: a:b\nadmm: {epochs: 3}\n", ":2: admm.epochs: unknown key; did you mean 'epochs_per_iteration' or 'finetune.epochs'?"),
         ("task: a:b\nstructures: [filter, filter]\n", ":2: structures: 'filter' is named twice"),
         ("task: a:b\nrigs: [x, {name: x}]\n", ":2: rigs: 'x' is named twice"),
         ("task: a:b\nrigs:\n  - name: x\n    treads: 2\n", ":4: rigs.0.treads: unknown key; did you mean 'threads'?"),
@@ -132,7 +135,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"task: \xff\xfe\n")
     assert refusal(path) == ": not UTF-8 text: byte 0xff at 6"
     path.write_bytes(b"task: a\x00b\n")
-    assert "not valid YAML" in refusal(path)
+    assert refusal(path) == ": not a job file: it holds the character #x0000, which no text does"
     path.write_bytes(b"#" * 1_000_001)
     assert refusal(path) == ": larger than 1,000,000 bytes: not a job file"
     assert refusal(tmp_path) == f": a folder, not a job file: try {path}"

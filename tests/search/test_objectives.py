@@ -72,7 +72,7 @@ MISTAKES = [
     ("[accuracy, latency, size, macs]", "accuracy goes with one or two of latency, latency:RIG, size, macs, got latency, size, macs"),
     ("[accuracy, 'latency:torch-cpq']", "'latency:torch-cpq': 'torch-cpq' is not among the rigs; did you mean 'torch-cpu'?"),
     ("[accuracy, 'latency:onnxruntime-cpu']", "'latency:onnxruntime-cpu': onnxruntime-cpu is the rig that decides: its latency is called 'latency'"),
-    ("latency", "must be a list, got 'latency'"),
+    ("latency", "must be a list, got 'latency': write [latency]"),
 ]  # fmt: skip
 
 
@@ -107,7 +107,10 @@ def test_a_rig_named_on_the_command_line_decides_and_keeps_its_threads(tmp_path:
     changed = job.with_overrides(rig="torch-cpu", objectives="accuracy, macs,latency:onnxruntime-cpu")
     assert [(rig.name, rig.threads) for rig in changed.rigs] == [("torch-cpu", 3), ("onnxruntime-cpu", 1)]
     assert changed.search.objectives == ("accuracy", "macs", "latency:onnxruntime-cpu")
-    assert [rig.name for rig in job.with_overrides(rig="cuda").rigs] == ["cuda", "onnxruntime-cpu", "torch-cpu"]
+    both = job.with_overrides(rig="cuda", speedup=3.0)
+    assert [rig.name for rig in both.rigs] == ["cuda", "onnxruntime-cpu", "torch-cpu"]
+    assert both.budget is not None
+    assert (both.budget.speedup, both.budget.rig) == (3.0, None)
 
 
 def test_costs_are_relative_to_the_dense_network() -> None:

@@ -229,7 +229,10 @@ def test_a_running_search_is_left_in_peace(tmp_path: Path, capfd: pytest.Capture
     ("out", "complaint"),
     [
         (".", "--out . is a folder: name the file, such as report.html"),
-        ("nowhere/report.html", "cannot write nowhere/report.html: No such file or directory"),
+        (
+            "nowhere/report.html",
+            "cannot write nowhere/report.html: No such file or directory: make the folder around it first",
+        ),
     ],
 )
 def test_a_report_that_cannot_be_written(

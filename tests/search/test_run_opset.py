@@ -73,9 +73,9 @@ def test_every_file_of_a_trial_is_in_it(bench: Bench, rig: Rig, tmp_path: Path) 
 
 def test_the_dense_network_and_what_is_measured_of_a_space_are_in_it(bench: Bench, rig: Rig, tmp_path: Path) -> None:
     prepared = Prepared(job=bench.job, task=bench.task, model=bench.dense, profile=bench.profile)
-    dense = prepared.dense_forms().file
-    assert dense is not None
-    shapes = prepared.shapes(COLUMNS, "onnxruntime-cpu", rig, None)
+    forms = prepared.dense_forms()
+    dense = forms.of("onnxruntime-cpu")
+    shapes = prepared.shapes(COLUMNS, "onnxruntime-cpu", rig, None, dense=forms)
     shipped = ship_forms(bench.job, bench.task, bench.dense, {}, tmp_path / "model.onnx", None)
     files = [dense, shapes, export_plan(prepared, COLUMNS), shipped["onnxruntime-cpu"].content]
     assert [opset_of(onnx.load_model_from_string(file)) for file in files] == [OPSET] * 4

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from search.atomic import StoreError
 from search.sampler import StudySampler
-from search.study import study_place
+from search.study import require_study, study_place
 from tests.search.fabricated import SPACE
 
 
@@ -26,6 +28,17 @@ def test_a_url_that_cannot_be_opened_is_one_line_with_its_mend(url: str, said: s
         StudySampler(url, SPACE)
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_study_is_asked_after_before_anything_is_trained(tmp_path: Path) -> None:
+    require_study("sqlite")
+    require_study(f"sqlite:///{tmp_path}/new.db")
+    require_study(f"journal:{tmp_path}/new.log")
+    assert list(tmp_path.iterdir()) == [], "asking writes nothing"
+    with pytest.raises(StoreError, match=f"search.study: {tmp_path} is a folder: name a file in it"):
+        require_study(f"journal:{tmp_path}")
+    with pytest.raises(StoreError, match=r"postgresql\+nodriver://me:\*\*\*@host/db cannot be opened .*check the URL"):
+        require_study("postgresql+nodriver://me:secret@host/db")
 
 
 @pytest.mark.parametrize(

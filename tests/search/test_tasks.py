@@ -264,7 +264,7 @@ def test_arrays_are_single_precision_with_long_labels() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"model": lambda: nn.Linear(5, 3)}, r"the network fails on example_input of shape \[1, 4\]: RuntimeError"),
+        ({"model": lambda: nn.Linear(5, 3)}, r"fails on example_input of shape \[1, 4\] \(torch.float32\): Runtime"),
         ({"loss": nn.CrossEntropyLoss(reduction="none")}, "the loss must give one value, the mean"),
         ({"metric": lambda o, t: (o.argmax(1) == t).float().mean()}, r"the metric must give one value a sample, \[6\]"),
         ({"metric": lambda o, t: o @ t}, "the metric fails on outputs"),
@@ -273,6 +273,10 @@ def test_arrays_are_single_precision_with_long_labels() -> None:
         ({"metric": lambda o, t: torch.full((len(t),), -torch.inf)}, "it gives -inf for a sample"),
         ({"metric": lambda o, t: torch.full((len(t),), torch.nan)}, "it gives nan for a sample"),
         ({"test": Arrays(X[:, :3], Y)}, r"the network fails on a test batch of shape \[16, 3\]"),
+        ({"train": Arrays(X, Y + 1)}, "training labels hold class 3, and the network has 3 outputs, for classes 0"),
+        ({"train": lambda epoch, seed: [(X, Y + 1)], "val": [(X, Y)]}, "the training labels hold class 3"),
+        ({"val": Arrays(X, Y - 1)}, "the validation labels hold class -1"),
+        ({"test": [(X, Y * 2)]}, "the test labels hold class 4"),
         ({"test": Arrays(X, X)}, r"the metric .* on outputs \[16, 3\] and targets \[16, 4\] .* of a test batch"),
         ({"test": lambda: [X]}, r"test must give pairs \(inputs, targets\), got a tensor"),
     ],
@@ -281,6 +285,22 @@ def test_a_dry_run_names_the_part_that_is_wrong(parts: dict[str, Any], message: 
     prepared = prepare(make(**parts))
     with pytest.raises(UserError, match=message):
         check_task(prepared, build_model(prepared))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"train": Arrays(X, torch.where(Y == 0, -100, Y))},
+        {"train": Arrays(X, torch.where(Y == 0, 7, Y)), "loss": nn.CrossEntropyLoss(ignore_index=7)},
+        {"train": Arrays(X, Y + 5), "loss": lambda outputs, targets: (outputs.mean(1) - targets).square().mean()},
+        {"val": Arrays(X, Y + 5), "metric": lambda outputs, targets: -(outputs.mean(1) - targets).abs()},
+        {"train": Arrays(X, nn.functional.one_hot(Y, 3).float()), "val": [(X, Y)]},
+    ],
+)
+def test_labels_that_only_look_wrong(parts: dict[str, Any]) -> None:
+    """Ignored ones, those of another loss or metric, and parts of classes."""
+    prepared = prepare(make(**parts))
+    check_task(prepared, build_model(prepared))
 
 
 def test_a_dry_run_leaves_the_network_as_it_was() -> None:
