@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,6 +115,9 @@ def environment(job: Job) -> dict[str, Any]:
             packages[package] = version(package)
         except PackageNotFoundError:
             packages[package] = "absent"
+    for package in ("torchvision", "timm", "transformers"):  # the network may be theirs
+        with suppress(PackageNotFoundError):
+            packages[package] = version(package)
     return {
         "prunefront": search.__version__,
         "python": platform.python_version(),

@@ -35,10 +35,13 @@ Verdict = Literal["ok", "note", "missing"]
 
 SCHEMA = 1
 NEEDED = ("torch", "torch-pruning", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime", "ray", "optuna")
-NEEDED_MORE = ("pydantic", "PyYAML", "typer", "rich", "matplotlib", "plotly", "Jinja2")
+NEEDED_MORE = ("onnx-ir", "pydantic", "PyYAML", "typer", "rich", "matplotlib", "plotly", "Jinja2")
 OPTIONAL: Mapping[str, str] = {
     "scikit-learn": "for the task of the demo: pip install 'prunefront[digits]'",
     "triton": "for columns on CUDA: pip install 'prunefront[cuda]'",
+    "torchvision": "for its networks by name: pip install 'prunefront[vision]'",
+    "timm": "for its networks by name: pip install 'prunefront[vision]'",
+    "transformers": "for its image classifiers by name: pip install 'prunefront[transformers]'",
 }
 #: A run keeps the weights of its trials: of a ResNet-18 some 40 MB each.
 LEAST_FREE_GB = 5.0
