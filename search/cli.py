@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,8 @@ from search.signals import INTERRUPTED
 
 #: The base of Typer's complaints about a command line, wherever this version of Typer keeps it.
 _UsageMistake: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
+#: No line of an error is longer, whatever a file holds.
+LONGEST = 1000
 
 app = typer.Typer(
     name="prunefront",
@@ -297,8 +299,16 @@ def fail(message: str, code: int) -> int:
     """Print one line to standard error; returns the exit code."""
     # What a job file or a file's name holds may be made to move the cursor or to recolour a terminal.
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    if len(line) > LONGEST:  # the value is in the middle: what is wrong comes before it, the mend after
+        line = f"{line[: LONGEST - 300]} ... {line[-300:]}"
     Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
     return code
+
+
+@cache
+def _commands() -> Any:
+    """Read from the functions above once a process; it takes longer than most mistakes."""
+    return typer.main.get_command(app)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -307,7 +317,7 @@ def run(arguments: list[str] | None = None) -> int:
     from evaluators.errors import EvaluationError
 
     try:
-        outcome: Any = typer.main.get_command(app).main(arguments, prog_name="prunefront", standalone_mode=False)
+        outcome: Any = _commands().main(arguments, prog_name="prunefront", standalone_mode=False)
     except UserError as error:
         return fail(str(error), error.exit_code)
     except (PruneError, EvaluationError) as error:

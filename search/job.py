@@ -14,6 +14,7 @@ from admm.plan import N_OF_M
 from evaluators.opset import DEFAULT_OPSET, LEAST_OPSET, MOST_OPSET
 from search.errors import UserError
 from search.job_sections import (
+    PLACE,
     AdmmSettings,
     Budget,
     ComputeSettings,
@@ -28,7 +29,7 @@ from search.job_sections import (
 )
 from search.objective_names import require_rigs
 from search.precision import PRECISIONS, Precision
-from search.spelling import suggest
+from search.spelling import clipped, suggest
 
 if TYPE_CHECKING:
     from search.tasks.base import Task
@@ -63,7 +64,7 @@ class Job(Section):
     """`module:function`, which returns a `search.tasks.Task`."""
     task_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments for that function, by name."""
-    base_dir: str = "."
+    base_dir: Annotated[str, PLACE] = "."
     """The folder that holds the user's modules; a job file's own folder unless it says otherwise."""
     structures: Annotated[tuple[Structure, ...], Field(strict=False, min_length=1)] = ("filter",)
     """What may be removed together: whole filters, input channels, columns of a convolution, single weights, or single
@@ -88,7 +89,7 @@ class Job(Section):
     """The ONNX operator set of every file that the run writes: lower it for a runtime that does not read this one."""
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
-    storage: Annotated[str, Field(min_length=1)] = "runs"
+    storage: Annotated[str, Field(min_length=1), PLACE] = "runs"
     """The folder for run folders, relative to the current folder; or a URL (`s3://bucket/runs`) where copies of those
     in `runs` are kept."""
 
@@ -260,7 +261,7 @@ def _require_rig(name: str) -> None:
 
 def locate(source: str, lines: Mapping[Place, int], place: Place) -> str:
     """`source:line: a.b.0` for a value, by the line of the value or of the nearest thing around it."""
-    key = ".".join(str(part) for part in place)
+    key = ".".join(clipped(str(part)) for part in place)
     if not source:
         return key
     around = place

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search.job import Job, Place
-from search.spelling import nearest
+from search.spelling import clipped, nearest
 
 _WANTED = {
     "int_type": "must be a whole number",
@@ -55,8 +55,7 @@ def shown(value: object, limit: int = 60) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
+    return clipped(repr(value), limit)
 
 
 def _message(mistake: ErrorDetails) -> str:

@@ -14,12 +14,14 @@ from pydantic import ValidationError
 from search.errors import UserError
 from search.job import Job, Place, locate
 from search.job_explain import explain, shown
-from search.spelling import nearest
+from search.spelling import clipped, nearest
 
 MAX_BYTES = 1_000_000
 #: Aliases let a small file stand for a huge value ("billion laughs"); no honest job comes near these.
 MAX_NODES = 20_000
 MAX_DEPTH = 30
+TOO_LARGE = f"expands to more than {MAX_NODES:,} values: too large for a job"
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep: too deep for a job"
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -29,8 +31,32 @@ _FLOAT = re.compile(
 )
 
 
+class _TooMuch(Exception):
+    """More than a job can hold, found while the file is read: all of it would take PyYAML half a minute a megabyte."""
+
+    def __init__(self, line: int | None, what: str) -> None:
+        super().__init__(what)
+        self.line = line
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain values: `1e-3` is a number here, and `no` and `1:30` are text."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """As PyYAML does, until it is too much."""
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > MAX_NODES:
+            raise _TooMuch(None, TOO_LARGE)
+        if self._depth > MAX_DEPTH + 1:
+            raise _TooMuch(self.line + 1, TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -83,15 +109,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         if problem.startswith("but "):
             problem = f"{error.context}, {problem}"
         mend = ": indent with spaces" if "'\\t'" in problem else ""
-        raise UserError(f"{where}: not valid YAML: {problem}{mend}") from None
+        raise UserError(f"{where}: not valid YAML: {clipped(problem, 200)}{mend}") from None
     except yaml.reader.ReaderError as error:
         raise UserError(
             f"{path}: not a job file: it holds the character #x{error.character:04x}, which no text does"
         ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: values are nested too deeply to be a job") from None
+    except _TooMuch as error:
+        raise UserError(f"{path}{'' if error.line is None else f':{error.line}'}: {error}") from None
     if root is None:
         raise UserError(f"{path}: empty: a job names at least a task, such as task: search.tasks.digits:task")
     if not isinstance(root, yaml.MappingNode):
@@ -136,9 +162,9 @@ class _NodeReader:
         self.lines.setdefault(place, line)
         self._count += 1
         if self._count > MAX_NODES:
-            raise UserError(f"{self._source}: expands to more than {MAX_NODES:,} values: too large for a job")
+            raise UserError(f"{self._source}: {TOO_LARGE}")
         if len(place) > MAX_DEPTH:
-            raise UserError(f"{self._source}:{line}: nested more than {MAX_DEPTH} deep: too deep for a job")
+            raise UserError(f"{self._source}:{line}: {TOO_DEEP}")
         if isinstance(node, yaml.SequenceNode):
             self._refuse_tag(node, "seq", place)
             return [self.read(item, (*place, index)) for index, item in enumerate(node.value)]
@@ -154,8 +180,8 @@ class _NodeReader:
             line = key_node.start_mark.line + 1
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or not key_node.tag.endswith(":str"):
-                shown = key if isinstance(key, str) else "a list or mapping"
-                self._fail(line, place, f"keys must be words, got {shown}: put it in quotes")
+                got = clipped(key) if isinstance(key, str) else "a list or mapping"
+                self._fail(line, place, f"keys must be words, got {got}: put it in quotes")
             if key in content:
                 self._fail(line, (*place, key), f"given twice, first in line {first[key]}: remove one")
             first[key] = line
@@ -182,7 +208,7 @@ class _NodeReader:
 
     def _refuse_tag(self, node: yaml.Node, kind: str, place: Place) -> None:
         if node.tag != f"tag:yaml.org,2002:{kind}":
-            self._fail(node.start_mark.line + 1, place, f"tags such as {node.tag!r} have no meaning in a job")
+            self._fail(node.start_mark.line + 1, place, f"tags such as {shown(node.tag)} have no meaning in a job")
 
     def _fail(self, line: int, place: Place, message: str) -> typing.NoReturn:
         raise UserError(f"{locate(f'{self._source}:{line}', {}, place)}: {message}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from search.objective_names import DEFAULT, require_objectives
-from search.spelling import nearest
+from search.spelling import clipped, nearest
 
 Structure: TypeAlias = Literal["filter", "channel", "shape", "unstructured", "n:m"]
 
@@ -19,6 +19,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def _names_a_place(text: str) -> str:
+    wrong = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    if wrong is not None:
+        raise ValueError(f"holds the character #x{ord(wrong):04x}, which no file's name does: take it out")
+    return text
+
+
+#: Of a path or a URL: no NUL and no half of a pair of UTF-16, at which the operating system would stop.
+PLACE = AfterValidator(_names_a_place)
 
 
 class LayerSelection(Section):
@@ -34,7 +45,7 @@ def _align(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     mend = "; did you mean 'auto'?" if isinstance(value, str) and nearest(value, ["auto"]) else ""
-    got = str(value).lower() if isinstance(value, bool) else repr(value)
+    got = str(value).lower() if isinstance(value, bool) else clipped(repr(value))
     raise ValueError(f"must be auto or a whole number of at least 1, got {got}{mend}")
 
 
@@ -201,7 +212,9 @@ class SearchSettings(Section):
     """`front`: when a search is complete, the weights and the ONNX files of trials that nothing wants any more are
     removed. What stays of such a trial is its result, its plan and its trace."""
     study: Annotated[
-        str, Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+|(postgresql|mysql)(\+[a-z0-9]+)?://.+)$")
+        str,
+        Field(pattern=r"^(sqlite|sqlite:///.+|journal:.+|(postgresql|mysql)(\+[a-z0-9]+)?://.+)$"),
+        PLACE,
     ] = "sqlite"
     """`sqlite` (study.db in the run folder), a `sqlite:///` URL, `journal:PATH` for shared file systems, or the URL of
     a server: `postgresql://` or `mysql://`, with its Python driver installed."""

@@ -1,9 +1,14 @@
-"""The nearest right spelling, for messages about a name that does not exist."""
+"""Words in messages: the nearest right spelling of a name that does not exist, and words cut to fit in a line."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+def clipped(text: str, limit: int = 60) -> str:
+    """`text`, cut where it is longer than a word within one line should be."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
