@@ -101,7 +101,7 @@ class Figure:
 
     The source is a file of benchmarks/results and a path in its newest entry that has the path, `*` for all and
     `name=value,...` for the elements of a list; before it may stand mean, median, min or max. A number of the
-    program itself is `default module:function parameter`, and a factor.
+    program itself is `default module:function parameter`, and a factor, or `default module:CONSTANT`.
     """
 
     shown: str
@@ -120,6 +120,8 @@ class Figure:
             module, _, name = words[1].partition(":")
             scale = float(words[3]) if len(words) > 3 else 1.0
             callee = getattr(importlib.import_module(module), name)
+            if not callable(callee):  # a constant
+                return float(callee)
             return float(inspect.signature(callee).parameters[words[2]].default) * scale
         aggregate = _AGGREGATES[words.pop(0)] if words[0] in _AGGREGATES else None
         name, path = words[0], " ".join(words[1:])
