@@ -39,6 +39,7 @@ NEEDED_MORE = ("pydantic", "PyYAML", "typer", "rich", "matplotlib", "plotly", "J
 OPTIONAL: Mapping[str, str] = {
     "scikit-learn": "for the task of the demo: pip install 'prunefront[digits]'",
     "triton": "for columns on CUDA: pip install 'prunefront[cuda]'",
+    "mlflow-skinny": "for logging.mlflow in a job: pip install 'prunefront[mlflow]'",
 }
 #: A run keeps the weights of its trials: of a ResNet-18 some 40 MB each.
 LEAST_FREE_GB = 5.0

@@ -12,6 +12,7 @@ from pydantic.functional_validators import BeforeValidator
 
 from admm.plan import N_OF_M
 from search.errors import UserError
+from search.job_logging import LoggingSettings
 from search.job_sections import (
     PLACE,
     AdmmSettings,
@@ -86,6 +87,7 @@ class Job(Section):
     tried in fp32 or in int8, and both kinds stand on one front; a plan is trained once for the two."""
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
+    logging: LoggingSettings = LoggingSettings()
     storage: Annotated[str, Field(min_length=1), PLACE] = "runs"
     """The folder for run folders, relative to the current folder; or a URL (`s3://bucket/runs`) where copies of those
     in `runs` are kept."""
