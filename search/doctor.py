@@ -42,6 +42,7 @@ OPTIONAL: Mapping[str, str] = {
     "torchvision": "for its networks by name: pip install 'prunefront[vision]'",
     "timm": "for its networks by name: pip install 'prunefront[vision]'",
     "transformers": "for its image classifiers by name: pip install 'prunefront[transformers]'",
+    "mlflow-skinny": "for logging.mlflow in a job: pip install 'prunefront[mlflow]'",
 }
 #: A run keeps the weights of its trials: of a ResNet-18 some 40 MB each.
 LEAST_FREE_GB = 5.0

@@ -15,6 +15,7 @@ from search.ray_session import Session, own_ray  # isort: skip  # it speaks to R
 
 import ray
 from ray import tune
+from ray.tune.logger import LoggerCallback
 from ray.tune.stopper import Stopper
 from ray.widgets.util import in_notebook
 
@@ -25,6 +26,7 @@ from search.capacity import concurrency
 from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
 from search.job import Job
+from search.loggers import open_loggers
 from search.node_data import put_task
 from search.nodes import facts, require_visible
 from search.objectives import Objectives
@@ -159,6 +161,7 @@ def run_search(
         if not searcher.finished():
             with (
                 interrupt.heard(),
+                open_loggers(store, job, view.say) as loggers,
                 _ray(session, store, job, view) as placement,
                 _cluster_watch(store, session, view),
             ):
@@ -173,7 +176,7 @@ def run_search(
                     kept = {rigs[place.rigs[0]]: place.resource for place in placement.places}
                     stopping = board if job.search.early_stopping else None
                     with RigKeeper(kept, view.say):
-                        _fit(store, job, searcher, stopping, end, rigs, data=shared[0])
+                        _fit(store, job, searcher, stopping, end, rigs, loggers, data=shared[0])
     except _Ended:
         pass
     except Halt as halt:
@@ -249,6 +252,7 @@ def _fit(
     board: RungBoard | None,
     end: _End,
     rigs: Mapping[str, str],
+    loggers: Sequence[LoggerCallback],
     *,
     data: Any | None,
 ) -> None:
@@ -277,6 +281,7 @@ def _fit(
             failure_config=tune.FailureConfig(max_failures=0),  # the searcher offers a lost trial again
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=end,
+            callbacks=list(loggers),
             verbose=0,
             progress_reporter=_Silent() if in_notebook() else None,
         ),

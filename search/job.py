@@ -13,6 +13,7 @@ from pydantic.functional_validators import BeforeValidator
 from admm.plan import N_OF_M
 from evaluators.opset import DEFAULT_OPSET, LEAST_OPSET, MOST_OPSET
 from search.errors import UserError
+from search.job_logging import LoggingSettings
 from search.job_sections import (
     PLACE,
     AdmmSettings,
@@ -89,6 +90,7 @@ class Job(Section):
     """The ONNX operator set of every file that the run writes: lower it for a runtime that does not read this one."""
     search: SearchSettings = SearchSettings()
     resources: Resources = Resources()
+    logging: LoggingSettings = LoggingSettings()
     storage: Annotated[str, Field(min_length=1), PLACE] = "runs"
     """The folder for run folders, relative to the current folder; or a URL (`s3://bucket/runs`) where copies of those
     in `runs` are kept."""

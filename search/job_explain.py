@@ -28,6 +28,12 @@ _WANTED = {
     "too_short": "must name at least one",
     "string_too_short": "must not be empty",
 }
+#: What the patterns of texts stand for, by their keys.
+_FORMS = {
+    "study": "sqlite, sqlite:///FILE, journal:FILE or postgresql://HOST/DB",
+    "mlflow_uri": "http://HOST:PORT, sqlite:///FILE, postgresql://HOST/DB or databricks",
+    "resource": "letters, digits and _, a letter first",
+}
 
 
 def explain(error: ValidationError, lines: Mapping[Place, int]) -> tuple[Place, str]:
@@ -84,7 +90,7 @@ def _message(mistake: ErrorDetails) -> str:
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return f"{_bounds(place, context)}, got {shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"must be sqlite, sqlite:///FILE, journal:FILE or postgresql://HOST/DB, got {shown(value)}"
+        return f"must be {_FORMS[str(place[-1])]}, got {shown(value)}"
     mend = f": write [{value}]" if kind == "tuple_type" and isinstance(value, str) and value.isidentifier() else ""
     return f"{_WANTED.get(kind, mistake['msg'])}, got {shown(value)}{mend}"
 

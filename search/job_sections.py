@@ -21,8 +21,8 @@ class Section(BaseModel):
     )
 
 
-def _names_a_place(text: str) -> str:
-    wrong = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+def _names_a_place(text: str | None) -> str | None:
+    wrong = next((c for c in text or "" if c == "\0" or "\ud800" <= c <= "\udfff"), None)
     if wrong is not None:
         raise ValueError(f"holds the character #x{ord(wrong):04x}, which no file's name does: take it out")
     return text

@@ -20,7 +20,7 @@ _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def require_inside(job: Job, *, storage: str | None) -> None:
-    """Raises `UserError` for a `storage` or a study of the job file that lies outside the current folder.
+    """Raises `UserError` for a `storage`, a study or a log of the job file that lies outside the current folder.
 
     `storage` is what the command line says instead of the file's: it may lie anywhere, and studies below it too.
     """
@@ -30,13 +30,16 @@ def require_inside(job: Job, *, storage: str | None) -> None:
         raise job.error(
             "storage", f"{job.storage!r} leads out of the current folder: if you mean it, say --storage {job.storage}"
         )
-    place = _study_file(job.search.study)
     roots = [here, *([Path(storage).resolve()] if storage is not None and not _URL.match(storage) else [])]
-    if place is not None and (place.startswith("file:") or not _below(Path(place), roots)):
-        raise job.error(
-            "search.study",
-            f"{place!r} leads out of the current folder and of --storage: put it below one of them, or leave it out",
-        )
+    written = {"search.study": job.search.study, "logging.mlflow_uri": job.logging.mlflow_uri or ""}
+    for key, setting in written.items():
+        place = _file_behind(setting)
+        if place is not None and (place.startswith("file:") or not _below(Path(place), roots)):
+            raise job.error(
+                key,
+                f"{place!r} leads out of the current folder and of --storage: put it below one of them, or leave it "
+                f"out",
+            )
 
 
 def _storage_folder(setting: str) -> Path | None:
@@ -47,8 +50,8 @@ def _storage_folder(setting: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme.lower() in _ON_THIS_DISK else None
 
 
-def _study_file(setting: str) -> str | None:
-    """The file behind a study's URL; None for the run's own, and for a server."""
+def _file_behind(setting: str) -> str | None:
+    """The file behind the URL of a study or a log; None for the run's own, and for a server."""
     for kind in ("sqlite:///", "journal:"):
         if setting.startswith(kind):
             return setting.removeprefix(kind).partition("?")[0]

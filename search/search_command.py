@@ -30,6 +30,7 @@ from search.final_scores import score_front
 from search.job import Job
 from search.job_file import load_job
 from search.keep import disk_line, remove_unwanted
+from search.logged import require_logging
 from search.outputs import require_inside
 from search.points import read_points
 from search.recipe import as_begun, require_same_recipe
@@ -143,6 +144,7 @@ def _checked(job: Job, session: Session | None, points: Path | None) -> tuple[Pr
     """The job, ready to be searched, and the user's own plans."""
     if session is None:
         require_resources(job)
+    require_logging(job)
     if job.search.study != "sqlite":  # Optuna takes a second to import
         from search.study import require_study
 

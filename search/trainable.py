@@ -19,6 +19,7 @@ from evaluators.errors import one_line
 from search.bench import dense_forms, open_bench
 from search.crew import RayCrew
 from search.job_file import load_job
+from search.logged import figures_of
 from search.module_rigs import of_modules
 from search.node_data import get_task
 from search.nodes import NodeRefused, facts, mismatch
@@ -107,6 +108,7 @@ class PruneTrainable(tune.Trainable):
         with self._telling(self._trial.spec.number):
             progress = self._trial.step()
         so_far = self._trial.so_far()
+        record = progress.result or so_far
         return {
             "number": self._trial.spec.number,
             "phase": progress.phase,
@@ -115,6 +117,7 @@ class PruneTrainable(tune.Trainable):
             "rung_accuracy": progress.accuracy,
             "rung_costs": self._objectives.relative(so_far),
             "so_far": json.dumps(so_far.to_dict()),
+            "figures": figures_of(progress, record),
             "done": progress.result is not None,
         }
 

@@ -91,6 +91,10 @@ PLACES = [
     wrong("search: {study: 'sqlite:////etc/x.db'}", "bad.yaml:6: search.study: '/etc/x.db' leads out of the current folder"),
     wrong("search: {study: 'journal:runs'}", "search.study: runs is a folder: name a file in it, such as runs/study.db"),
     wrong("search: {study: 'postgresql+nodriver://me:secret@host/db'}", "the study postgresql+nodriver://me:***@host/db cannot be opened", "check the URL and its server"),
+    wrong("logging: {tensorbord: true}", "bad.yaml:6: logging.tensorbord: unknown key; did you mean 'tensorboard'?"),
+    wrong("logging: {mlflow_experiment: mine}", "bad.yaml:6: logging.mlflow_experiment: is given and mlflow is off: say mlflow: true"),
+    wrong("logging: {mlflow: true, mlflow_uri: mlruns}", "bad.yaml:6: logging.mlflow_uri: must be http://HOST:PORT, sqlite:///FILE, postgresql://HOST/DB or databricks, got 'mlruns'"),
+    wrong("logging: {mlflow: true, mlflow_uri: 'sqlite:////etc/x.db'}", "bad.yaml:6: logging.mlflow_uri: '/etc/x.db' leads out of the current folder"),
     wrong("base_dir: nowhere", "bad.yaml:6: base_dir: there is no folder ", "nowhere, and no installed module 'small'"),
 ]  # fmt: skip
 

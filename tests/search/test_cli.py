@@ -32,6 +32,7 @@ from search.job_file import load_job
 from search.result import TrialResult
 from search.store import RunStore
 from tests.pages import blocks, known_commands, typed, unknown
+from tests.search.events import parameters, scalars
 
 HERE = Path(__file__).parent
 SMALL = HERE / "small_task"
@@ -142,6 +143,27 @@ def test_a_run_folder_holds_what_it_should(searched: Searched) -> None:
     for number in searched.results():
         found = {path.name for path in (searched.root / "trials" / str(number)).iterdir()}
         assert found == {"model.onnx", "plan.json", "result.json", "trace.jsonl", "weights.safetensors"}
+
+
+def test_tensorboard_was_told_of_every_trial(searched: Searched) -> None:
+    folder = searched.root / "tensorboard"
+    assert "for TensorBoard: tensorboard --logdir runs/small/tensorboard" in searched.out
+    finished = RunStore.open(searched.root).results()
+    assert {path.name for path in folder.iterdir()} == {f"trial-{number}" for number in finished}
+    for number, result in searched.results().items():
+        found = scalars(folder / f"trial-{number}")
+        last = {name: values[-1] for name, values in found.items()}
+        assert result.accuracy is not None
+        assert last["accuracy"] == (5, pytest.approx(result.accuracy))
+        assert last["speedup"][1] == pytest.approx(result.speedup)
+        assert last["epochs"][1] == pytest.approx(result.epochs)
+        trained = result.started_from is None or "training/loss" in found
+        assert trained, "a trial from the dense network has epochs"
+        assert not [name for name in found if "ray" in name or "time" in name]
+        asked = parameters(folder / f"trial-{number}")
+        for layer, structures in result.requested.items():
+            for structure, sparsity in structures.items():
+                assert asked[f"{layer}/{structure}"] == pytest.approx(sparsity)
 
 
 def test_the_front_as_json_has_the_columns_of_the_table(searched: Searched, capfd: pytest.CaptureFixture[str]) -> None:
