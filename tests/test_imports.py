@@ -20,6 +20,7 @@ RAY = {
         "search.crew",
         "search.driver",
         "search.far_rigs",
+        "search.folder_keeper",
         "search.nodes",
         "search.ray_session",
         "search.rig_actor",
