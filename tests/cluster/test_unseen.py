@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.cluster.ground import Ground, Run
+from search.store import RunStore
+from tests.cluster.ground import TRIALS, Ground, Run, kill
 from tests.cluster.machines import hidden
 from tests.cluster.nodes import Cluster, wait_until_gone
 
@@ -75,3 +77,23 @@ def test_a_driver_that_was_killed_goes_on(ground: Ground, storage: Path) -> None
         run.until_trained_on(driver, held)
         assert driver.wait() == 0, driver.text
     run.require_undisturbed()
+
+
+def test_a_trial_in_two_processes_that_do_not_see_the_run_folder_ends(ground: Ground, storage: Path) -> None:
+    """The second process fetches for itself: the weights that a plan begins with, and the checkpoint of a lost one."""
+    run = ground.begin(storage / "run-4")
+    job = yaml.safe_load((run.root / "job.yaml").read_text())
+    job["search"]["inherit"] = True
+    job["resources"] |= {"max_concurrent": 1, "processes_per_trial": 2, "cpus_per_trial": 2.0}
+    (run.root / "job.yaml").write_text(yaml.safe_dump(job))
+    with run.search() as driver:
+        run.held(driver, 1)
+        (helper,) = (pid for node in ground.cluster.workers for pid in node.pids_of("Helper"))
+        require_unseen(run, [helper])
+        kill([helper])
+        run.open_gate()
+        assert driver.wait() == 0, driver.text
+    results = RunStore.open(run.root).results()
+    assert [result.status for result in results.values()] == ["complete"] * TRIALS
+    assert [result.started_from for result in results.values()] == [None, 0, None]
+    run.require_whole()
