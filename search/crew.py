@@ -11,8 +11,8 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,9 +29,9 @@ from evaluators import Measurement
 from evaluators.errors import one_line
 from search.bench import open_bench
 from search.errors import AttemptLost
+from search.folder_keeper import Where
 from search.job_file import load_job
 from search.node_data import get_task
-from search.store import RunStore
 from search.training import training_of
 from search.trial import TrialSpec
 
@@ -45,11 +45,12 @@ LAST_WORDS_S = 20.0
 class Helper:
     """One of the other processes of a trial; stays for the next trial of its worker."""
 
-    def __init__(self, run_dir: str, cwd: str, threads: int, data: tuple[Any | None]) -> None:
+    def __init__(self, where: Where, cwd: str, threads: int, data: tuple[Any | None]) -> None:
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(cwd)
         torch.set_num_threads(threads)
-        self._store = RunStore.open(Path(run_dir))
+        self._where = where
+        self._store = where.open()
         job = load_job(self._store.job_path)
         task = None if data[0] is None else get_task(data[0], job)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,10 +67,14 @@ class Helper:
 
     def begin(self, spec: TrialSpec, resumed: bool) -> None:
         """The trial, at the step that the first process stands at."""
+        self._store = self._where.open()
+        if spec.start is not None:  # where this process sees those files
+            own = self._store.trial_dir(spec.start.number)
+            spec = replace(spec, start=replace(spec.start, folder=own))
         self._run, _ = training_of(self._bench, spec)
         self._run.team = self._team
         if resumed:
-            self._run.load_state(*read_state(self._store.checkpoint_path(spec.number)))
+            self._run.load_state(*read_state(self._store.fetch_checkpoint(spec.number)))
 
     def step(self) -> None:
         """One step, together. An error here leaves the group, so that nobody waits for this process."""
@@ -85,11 +90,11 @@ class RayCrew:
     """The helpers of one worker; implements `search.trial.Crew`. Must live in an actor with a placement group."""
 
     def __init__(
-        self, run_dir: Path, cwd: str, *, processes: int, of_a_process: Mapping[str, float], data: tuple[Any | None]
+        self, where: Where, cwd: str, *, processes: int, of_a_process: Mapping[str, float], data: tuple[Any | None]
     ) -> None:
         self._size = processes
         self._of_a_process = of_a_process
-        self._arguments = (str(run_dir), cwd, max(1, int(of_a_process["CPU"])), data)
+        self._arguments = (where, cwd, max(1, int(of_a_process["CPU"])), data)
         self._helpers: list[Any] = []
         self._team: Team | None = None
 

@@ -25,10 +25,11 @@ from search.budget import Budget
 from search.capacity import concurrency
 from search.cluster_watch import ClusterWatch
 from search.finals import final_plans
+from search.folder_keeper import Where, found
 from search.job import Job
 from search.loggers import open_loggers
 from search.node_data import put_task
-from search.nodes import facts, require_visible
+from search.nodes import SCRATCH, facts
 from search.objectives import Objectives
 from search.on_rigs import judged_on
 from search.places import Placement
@@ -50,7 +51,6 @@ from search.warmstart import FirstPlans
 #: where there are better plans to begin with.
 UNIFORM = (0.5, 0.75, 0.25)
 CONTROL = UNIFORM[:1]
-SCRATCH = "ray"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +170,17 @@ def run_search(
                 if shared[1] is not None:
                     view.say(f"each worker process loads the task's data for itself: {shared[1]}")
                 searcher.max_concurrent = concurrency(job)
-                with _rigs(store, job, placement) as rigs:
+                joined = session is not None
+                with (
+                    found(store.root, joined=joined, say=view.say) as where,
+                    _rigs(store, job, placement) as rigs,
+                ):
                     if session is not None:
                         until_ready(rigs, view.say, end.check)
                     kept = {rigs[place.rigs[0]]: place.resource for place in placement.places}
                     stopping = board if job.search.early_stopping else None
                     with RigKeeper(kept, view.say):
-                        _fit(store, job, searcher, stopping, end, rigs, loggers, data=shared[0])
+                        _fit(store, job, searcher, stopping, end, rigs, where, loggers, data=shared[0])
     except _Ended:
         pass
     except Halt as halt:
@@ -252,6 +256,7 @@ def _fit(
     board: RungBoard | None,
     end: _End,
     rigs: Mapping[str, str],
+    where: Where,
     loggers: Sequence[LoggerCallback],
     *,
     data: Any | None,
@@ -259,6 +264,8 @@ def _fit(
     # a bundle for each process of a trial: near each other where one machine has the room
     resources = tune.PlacementGroupFactory([job.resources.of_a_process()] * job.resources.processes, strategy="PACK")
     shared = {
+        "mark": where.mark,
+        "keeper": where.keeper,
         "rigs": dict(rigs),
         "packages": facts(),
         "version": search.__version__,
@@ -338,7 +345,6 @@ def _ray(session: Session | None, store: RunStore, job: Job, view: View) -> Iter
                 yield placement
         else:
             session.rest()
-            require_visible(store.root, view.say)
             yield session.placement
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -6,6 +6,7 @@ Imports the standard library alone at its top: the question is asked on machines
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import search
+from search.atomic import disk_errors
 from search.errors import UserError
 
 #: How long nodes may take to answer, their first worker's start included.
 PATIENCE_S = 120.0
-#: A network file system may show a new folder late.
-SEEN_S = 15.0
+#: A network file system may show a new file late; who does not wait for it works all the same, by the network.
+SEEN_S = 3.0
+#: The folder in a run folder that lasts as long as its search.
+SCRATCH = "ray"
 #: What a worker imports: distribution names.
 NEEDED = ("torch", "torch-pruning", "numpy", "safetensors", "onnx", "onnxruntime", "onnxscript", "pydantic", "PyYAML")
 #: Where Ray unpacks what travelled.
@@ -74,19 +78,40 @@ def require_alike(say: Callable[[str], None]) -> None:
             raise UserError(f"node {address} cannot work for this search: {wrong}")
 
 
-def require_visible(root: Path, say: Callable[[str], None]) -> None:
-    """Raises `UserError` naming a node that trains and does not see the run folder."""
-    for address, there in _asked(_sees, (str(root.resolve()),), _trains, say):
-        if there is not True:
-            why = there if isinstance(there, str) else f"it does not see {root.resolve()}"
-            raise UserError(
-                f"node {address} cannot work for this search: {why}: name a folder that all nodes share with --storage"
-            )
+def marked(root: Path) -> str:
+    """Leave a mark in a run folder that has its scratch folder: a folder of the same path elsewhere has it not."""
+    mark = secrets.token_hex(8)
+    with disk_errors("write", root / SCRATCH / mark):
+        (root / SCRATCH / mark).touch()
+    return mark
 
 
-def _sees(root: str) -> bool:
+def sees(root: str, mark: str) -> bool:
+    """Whether this machine sees, at this path, the run folder that was marked so."""
+    try:
+        return (Path(root) / SCRATCH / mark).is_file()
+    except OSError:  # it may not even look
+        return False
+
+
+def blind(root: str, mark: str, say: Callable[[str], None]) -> tuple[list[str], int]:
+    """(the addresses of nodes that train and do not see the marked run folder, how many nodes train and answered).
+
+    Raises `UserError` naming a node that cannot be asked.
+    """
+    without, nodes = [], 0
+    for address, there in _asked(_sees_soon, (root, mark), _trains, say):
+        if isinstance(there, str):
+            raise UserError(f"node {address} cannot work for this search: {there}")
+        nodes += 1
+        if not there:
+            without.append(address)
+    return sorted(without), nodes
+
+
+def _sees_soon(root: str, mark: str) -> bool:
     until = time.monotonic() + SEEN_S
-    while not (Path(root) / "job.yaml").is_file():
+    while not sees(root, mark):
         if time.monotonic() >= until:
             return False
         time.sleep(0.2)

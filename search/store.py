@@ -34,6 +34,7 @@ View: TypeAlias = Callable[[TrialResult], TrialResult | str]
 
 JOB_NAME = "job.yaml"
 MODEL_NAME = "model.onnx"
+TRACE_NAME = "trace.jsonl"
 #: What a run writes into: a link there would lead its files elsewhere.
 _OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray", "tensorboard", "mlflow")
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -135,6 +136,16 @@ class RunStore:
         The folder is there once an attempt has its `attempt_dir`.
         """
         return self.partial_dir / _checked(number) / CHECKPOINT_NAME
+
+    def keep_checkpoint(self, number: int) -> None:
+        """Called when `checkpoint_path` was written: nothing to do where that is the run folder itself.
+
+        Raises `OSError` where a successor has finished the trial, as writing does.
+        """
+
+    def fetch_checkpoint(self, number: int) -> Path:
+        """Where the state of the unfinished trial can be read now, if there is one."""
+        return self.checkpoint_path(number)
 
     def last_step(self, number: int) -> int | None:
         """When the unfinished trial last got a step further, in ns; None where it did not yet."""

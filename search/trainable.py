@@ -1,4 +1,4 @@
-"""What Ray Tune runs on a worker: one `TrialRun`, step by step. All state is in the run folder."""
+"""What Ray Tune runs on a worker: one `TrialRun`, step by step. All state is in the run folder, seen or served."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from admm.plan import PruningPlan
 from evaluators.errors import one_line
 from search.bench import dense_forms, open_bench
 from search.crew import RayCrew
+from search.folder_keeper import Where
 from search.job_file import load_job
 from search.logged import figures_of
 from search.module_rigs import of_modules
@@ -25,7 +26,6 @@ from search.node_data import get_task
 from search.nodes import NodeRefused, facts, mismatch
 from search.objectives import Objectives
 from search.rig_actor import remote_measure, remote_modules
-from search.store import RunStore
 from search.trial import Bench, Start, TrialSpec
 from search.worker import TrialRun
 
@@ -49,7 +49,8 @@ class PruneTrainable(tune.Trainable):
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
         torch.set_num_threads(max(1, int(config["cpus"])))
-        self._store = RunStore.open(Path(config["run_dir"]))
+        self._where = Where(run_dir=config["run_dir"], mark=config["mark"], keeper=config["keeper"])
+        self._store = self._where.open()
         with self._telling(int(config["number"])):
             self._require_same_package(config)
             self._open(config, data[0])
@@ -66,7 +67,7 @@ class PruneTrainable(tune.Trainable):
             resources = job.resources
             crew = (
                 RayCrew(
-                    self._store.root.resolve(),
+                    self._where,
                     config["cwd"],
                     processes=resources.processes,
                     of_a_process=resources.of_a_process(),

@@ -18,10 +18,8 @@ from admm.outcome import PruneResult
 from admm.plan import PruningPlan
 from admm.trace import AdmmTrace
 from search.result import TrialResult
-from search.store import RunStore, StoreError
+from search.store import TRACE_NAME, RunStore, StoreError
 from search.trial import Start, TrialSpec
-
-TRACE_NAME = "trace.jsonl"
 
 
 def twin_of(store: RunStore, spec: TrialSpec, align: int) -> TrialResult | None:

@@ -31,10 +31,10 @@ from search.module_artefact import accuracy_notes, plan_entry, ship_forms
 from search.plan_shapes import Shapes, look_at_shapes
 from search.result import Status, TrialResult
 from search.shipped import without_gain
-from search.store import MODEL_NAME, RunStore, StoreError, write_atomic
+from search.store import MODEL_NAME, TRACE_NAME, RunStore, StoreError, write_atomic
 from search.training import training_of
 from search.trial import Bench, Progress, TrialSpec, epochs_of
-from search.twin import TRACE_NAME, epochs_seen, trained_in, twin_of
+from search.twin import epochs_seen, trained_in, twin_of
 from search.weights import prunable_weights
 
 
@@ -104,6 +104,7 @@ class TrialRun:
             return progress
         try:
             self.save(self._store.checkpoint_path(self.spec.number))
+            self._store.keep_checkpoint(self.spec.number)
         except OSError as error:
             if not self._store.trial_dir(self.spec.number).exists():
                 raise StoreError(f"trial {self.spec.number}: its state cannot be saved: {error}") from error
@@ -120,7 +121,7 @@ class TrialRun:
     def _next(self) -> Progress:
         if self._run is None:
             self._prepare()
-            if self._store is not None and self.load(self._store.checkpoint_path(self.spec.number)):
+            if self._store is not None and self.load(self._store.fetch_checkpoint(self.spec.number)):
                 self._resumed = True
                 return self._progress("resumed")
             self._step = 1

@@ -21,6 +21,7 @@ RAY = {
         "search.driver",
         "search.far_rigs",
         "search.loggers",
+        "search.folder_keeper",
         "search.nodes",
         "search.ray_session",
         "search.rig_actor",

@@ -71,6 +71,8 @@ class Cluster:
     network: Network = field(default_factory=make_network)
     health_check: Mapping[str, str] = field(default_factory=lambda: QUICK_HEALTH_CHECK)
     nodes: dict[str, Node] = field(default_factory=dict)
+    hides: Sequence[str] = ()
+    """What the workers are started with besides, so that they do not see all that the head sees."""
 
     def __post_init__(self) -> None:
         # Sockets lie below it, whose names may have a hundred characters.
@@ -109,6 +111,7 @@ class Cluster:
         for name in (HEAD, "w1", "w2"):
             address, prefix = self.network.join(name)
             head = name == HEAD
+            prefix = prefix if head else (*prefix, *self.hides)
             self.nodes[name] = Node(name=name, address=address, prefix=prefix, cpus=0 if head else 2, rig=head)
         self.mend()
 
