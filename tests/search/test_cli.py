@@ -388,6 +388,7 @@ def in_a_terminal(arguments: list[str], cwd: Path) -> tuple[int, str]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_the_example_of_a_users_own_network_in_a_terminal(tmp_path: Path) -> None:
     """From the copied example to its front, with one live table that is drawn again and again."""
     shutil.copytree(EXAMPLES / "own_model", tmp_path / "mine", ignore=shutil.ignore_patterns("__pycache__"))
