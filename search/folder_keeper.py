@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from search.store import RunStore
 
 #: How often Ray asks again what the keeper was at that had to be started again: all it does may be done twice.
 RETRIES = 2
+#: What of a `ServedFolder` a worker may call.
+_ASKED = ("begin", "trial", "checkpoint", "keep_checkpoint", "commit", "discard_partial", "note_loss")
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES)
@@ -40,6 +43,8 @@ class FolderKeeper:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the `ServedFolder` answers."""
+        if method not in _ASKED:
+            raise ValueError(f"a worker asks for {', '.join(_ASKED)}, got {method[:120]!r}")
         return getattr(self._folder, method)(*arguments)
 
 
@@ -114,8 +119,21 @@ class Where:
     keeper: str | None
     """The actor's name; None where all workers are on the driver's machine."""
 
-    def open(self) -> RunStore:
-        """The run, for the next trial of this process. Raises `StoreError`, and `AttemptLost` without a keeper."""
+    def open(self, number: int | None = None) -> RunStore:
+        """The run, for the next trial of this process. Raises `StoreError`, and `AttemptLost` without a keeper.
+
+        A disk of this machine that does not take it is told to the driver, as what ended an attempt at trial `number`.
+        """
+        try:
+            return self._open()
+        except StoreError as error:
+            if self.keeper is not None and number is not None:
+                with contextlib.suppress(Exception):
+                    reason = f"{StoreError.__name__}: {one_line(error)} (on {socket.gethostname()})"
+                    RemoteKeeper(self.keeper).note_loss(number, reason)
+            raise
+
+    def _open(self) -> RunStore:
         if self.keeper is None or sees(self.run_dir, self.mark):
             return RunStore.open(Path(self.run_dir))
         if self.keeper not in _mirrors:

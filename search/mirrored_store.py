@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from admm.bounded import read_bounded
 from search.atomic import disk_errors, write_atomic
 from search.record import result_text
 from search.result import TrialResult
 from search.run_dir import check_name
-from search.served_folder import INHERITED, MODEL_BYTES
+from search.served_folder import INHERITED
 from search.store import RunStore, StoreError
 
 #: Sending a trial's state may take this share of its time; what takes less than a second is always sent.
@@ -128,7 +127,7 @@ class MirroredStore(RunStore):
         if result.number != number:
             raise ValueError(f"result of trial {result.number} committed as trial {number}")
         with disk_errors("read", staged):
-            files = {path.name: read_bounded(path, MODEL_BYTES) for path in staged.iterdir() if path.name[0] != "."}
+            files = {path.name: path.read_bytes() for path in staged.iterdir() if path.name[0] != "."}
         first = self._keeper.commit(number, staged.name, files, result_text(result))
         super().discard_partial(number)
         return first

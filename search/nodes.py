@@ -24,7 +24,18 @@ SEEN_S = 3.0
 #: The folder in a run folder that lasts as long as its search.
 SCRATCH = "ray"
 #: What a worker imports: distribution names.
-NEEDED = ("torch", "torch-pruning", "numpy", "safetensors", "onnx", "onnxruntime", "onnxscript", "pydantic", "PyYAML")
+NEEDED = (
+    "torch",
+    "torch-pruning",
+    "numpy",
+    "safetensors",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "pydantic",
+    "PyYAML",
+)
 #: Where Ray unpacks what travelled.
 _TRAVELLED = "py_modules_files"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,19 +46,25 @@ class ServedFolder:
         self._store.attempt_dir(number, attempt)
 
     def trial(self, number: int) -> dict[str, bytes] | None:
-        """What another trial may need of a finished one, as far as it is there; None where it is not finished."""
+        """What another trial may need of a finished one; None where it is not finished.
+
+        A file that cannot be read, or is larger than such a file can be, is as one that is gone.
+        """
         folder = self._store.trial_dir(number)
         if not folder.exists():
             return None
         most = {**self._most(), RESULT_NAME: MOST_BYTES}
-        with disk_errors("read", folder):
-            return {name: read_bounded(folder / name, most[name]) for name in INHERITED if (folder / name).is_file()}
+        files: dict[str, bytes] = {}
+        for name in INHERITED:
+            with contextlib.suppress(OSError):
+                files[name] = read_bounded(folder / name, most[name])
+        return files
 
     def checkpoint(self, number: int) -> bytes | None:
-        """The state of an unfinished trial; None where there is none."""
-        path = self._store.checkpoint_path(number)
-        with disk_errors("read", path):
-            return read_bounded(path, self._most()[CHECKPOINT_NAME]) if path.is_file() else None
+        """The state of an unfinished trial; None where there is none that can be read: then it begins anew."""
+        with contextlib.suppress(OSError):
+            return read_bounded(self._store.checkpoint_path(number), self._most()[CHECKPOINT_NAME])
+        return None
 
     def keep_checkpoint(self, number: int, content: bytes) -> bool:
         """Put a trial's state in the place of its last one; False where the trial is finished."""

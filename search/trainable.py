@@ -50,7 +50,7 @@ class PruneTrainable(tune.Trainable):
             os.chdir(config["cwd"])  # the user's code may name files relative to where the search was started
         torch.set_num_threads(max(1, int(config["cpus"])))
         self._where = Where(run_dir=config["run_dir"], mark=config["mark"], keeper=config["keeper"])
-        self._store = self._where.open()
+        self._store = self._where.open(int(config["number"]))
         with self._telling(int(config["number"])):
             self._require_same_package(config)
             self._open(config, data[0])

@@ -42,6 +42,8 @@ class Ground:
 
     cluster: Cluster
     folder: Path
+    storage: Path | None = None
+    """Where runs lie; None: beside what is logged of them."""
     reference: Path = field(init=False)
     begun: int = 0
 
@@ -62,7 +64,7 @@ class Ground:
         self.cluster.mend()
         self.begun += 1
         folder = self.folder / f"case-{self.begun}"
-        root = root or folder / "run"
+        root = root or (folder / "run" if self.storage is None else self.storage / folder.name)
         shutil.copytree(
             self.reference, root, ignore=shutil.ignore_patterns(*OF_THE_SEARCH), dirs_exist_ok=root.exists()
         )

@@ -73,7 +73,12 @@ class Container(Strict):
     volumeMounts: list[Mount] = []
 
 
+class PodSecurity(Strict):
+    fsGroup: Annotated[int, Field(ge=1)]
+
+
 class PodSpec(Strict):
+    securityContext: PodSecurity | None = None
     containers: Annotated[list[Container], Field(min_length=1)]
     volumes: list[Volume] = []
     nodeSelector: dict[str, str] = {}
@@ -136,7 +141,7 @@ class RayJob(Strict):
 
 
 class ClaimSpec(Strict):
-    accessModes: list[Literal["ReadWriteMany"]]
+    accessModes: list[Literal["ReadWriteOnce", "ReadWriteMany"]]
     resources: dict[Literal["requests"], dict[Literal["storage"], Quantity]]
 
 

@@ -1,4 +1,4 @@
-"""A search on machines that have neither this package nor the job's folder, with the rig on another one."""
+"""A search on machines that have neither this package nor the job's folder nor the run's, the rig on another one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Ground:
     home: Path
     """The job's folder, which the other machine does not see."""
     runs: Path
-    """Run folders, which all see."""
+    """Run folders, which the other machine does not see either."""
     log: Path
 
     def search(self, *arguments: object, submitted: str | None = None) -> Process:
@@ -55,12 +55,13 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("travel")
     home, runs, log = folder / "home", folder / "runs", folder / "log"
     home.mkdir()
+    runs.mkdir()
     (home / "tiny_task.py").write_text((TINY / "tiny_task.py").read_text() + TELL)
     job = (
         (TINY / "job.yaml").read_text().replace("trials: 6", "trials: 3").replace("remeasure: false", "remeasure: true")
     )
     (home / "job.yaml").write_text(job)
-    prefix = hidden(home, ROOT)
+    prefix = hidden(home, runs, ROOT)
     if not prefix:
         pytest.skip("hiding folders from a process needs root")
     python = bare_python(folder / "bare")
@@ -81,6 +82,7 @@ def test_package_and_job_travel_and_the_rig_is_the_other_machines(ground: Ground
         assert driver.wait() == 0, driver.text
         own = driver.pid
     assert "which offers 'latency_rig'" in driver.text
+    assert "1 of 1 nodes that train do not see the run folder" in driver.text
     assert "warning" not in driver.text
     assert "measuring the front again" in driver.text
     assert "not measured again" not in driver.text
@@ -99,7 +101,7 @@ def test_package_and_job_travel_and_the_rig_is_the_other_machines(ground: Ground
 
 
 def test_a_node_with_another_version_is_refused_by_its_address(ground: Ground, tmp_path: Path) -> None:
-    before = set(ground.runs.iterdir()) if ground.runs.exists() else set()
+    before = set(ground.runs.iterdir())
     other = bare_python(tmp_path / "other", version="9.9.9")
     ground.nodes.start(other, "--num-cpus=1")
     with ground.search("job.yaml", "--storage", ground.runs, "--name", "never") as driver:
@@ -107,7 +109,7 @@ def test_a_node_with_another_version_is_refused_by_its_address(ground: Ground, t
     address = ground.nodes.address.rpartition(":")[0]
     assert f"node {address} cannot work for this search: it has prunefront 9.9.9, the driver" in driver.lines[-1]
     assert "Traceback" not in driver.text
-    assert (set(ground.runs.iterdir()) if ground.runs.exists() else set()) == before
+    assert set(ground.runs.iterdir()) == before
 
 
 def test_a_module_of_our_names_is_refused_before_ray_is_joined(ground: Ground) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from search.store import RunStore
+from tests.cluster import failures
+from tests.cluster.failures import Recovery, Skipped
 from tests.cluster.ground import TRIALS, Ground, Run, kill
 from tests.cluster.machines import hidden
-from tests.cluster.nodes import Cluster, wait_until_gone
+from tests.cluster.nodes import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -30,7 +32,7 @@ def ground(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     if not hides:
         pytest.skip("hiding folders from a process needs root")
     with Cluster(hides=hides) as cluster:
-        yield Ground(cluster, tmp_path_factory.mktemp("ground"))
+        yield Ground(cluster, tmp_path_factory.mktemp("ground"), storage)
 
 
 def require_unseen(run: Run, pids: Iterable[int]) -> None:
@@ -41,8 +43,8 @@ def require_unseen(run: Run, pids: Iterable[int]) -> None:
         assert not list(seen.iterdir())
 
 
-def test_trials_of_machines_that_do_not_see_the_run_folder_end_as_elsewhere(ground: Ground, storage: Path) -> None:
-    run = ground.begin(storage / "run")
+def test_trials_of_machines_that_do_not_see_the_run_folder_end_as_elsewhere(ground: Ground) -> None:
+    run = ground.begin()
     with run.search() as driver:
         require_unseen(run, run.held(driver).values())
         run.open_gate()
@@ -51,37 +53,25 @@ def test_trials_of_machines_that_do_not_see_the_run_folder_end_as_elsewhere(grou
     run.require_undisturbed()
 
 
-def test_a_trial_of_such_a_machine_goes_on_elsewhere_from_its_checkpoint(ground: Ground, storage: Path) -> None:
-    run = ground.begin(storage / "run-2")
-    with run.search() as driver:
-        held = run.held(driver)
-        node, lost = run.node_and_trials(held)
-        failed = time.time()
-        node.signal(signal.SIGKILL)
-        wait_until_gone(list(lost.values()))
-        run.open_gate()
-        again = run.until_trained_on(driver, lost)
-        assert driver.wait() == 0, driver.text
-    assert again > failed
-    run.require_undisturbed()  # no epoch that was trained to its end is trained again
+@pytest.mark.parametrize(
+    "failure",
+    [failures.node_killed, failures.node_frozen, failures.network_cut, failures.driver_killed],
+    ids=lambda failure: failure.__name__,
+)
+def test_what_fails_mends_as_where_all_see_the_run_folder(
+    failure: Callable[[Ground], Recovery], ground: Ground
+) -> None:
+    try:
+        recovery = failure(ground)  # leaves its run checked: no finished trial lost, no epoch trained twice
+    except Skipped as why:
+        pytest.skip(str(why))
+    print(json.dumps({"failure": failure.__name__, **asdict(recovery)}))
+    assert recovery.seconds >= 0.0
 
 
-def test_a_driver_that_was_killed_goes_on(ground: Ground, storage: Path) -> None:
-    run = ground.begin(storage / "run-3")
-    with run.search() as driver:
-        held = run.held(driver)
-        driver.end(signal.SIGKILL)
-        driver.wait()
-    with run.search() as driver:
-        run.open_gate()
-        run.until_trained_on(driver, held)
-        assert driver.wait() == 0, driver.text
-    run.require_undisturbed()
-
-
-def test_a_trial_in_two_processes_that_do_not_see_the_run_folder_ends(ground: Ground, storage: Path) -> None:
+def test_a_trial_in_two_processes_that_do_not_see_the_run_folder_ends(ground: Ground) -> None:
     """The second process fetches for itself: the weights that a plan begins with, and the checkpoint of a lost one."""
-    run = ground.begin(storage / "run-4")
+    run = ground.begin()
     job = yaml.safe_load((run.root / "job.yaml").read_text())
     job["search"]["inherit"] = True
     job["resources"] |= {"max_concurrent": 1, "processes_per_trial": 2, "cpus_per_trial": 2.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_a_worker_that_does_not_see_the_folder_works_with_it_through_the_keeper(
             RemoteKeeper(str(where.keeper)).begin(0, "../a")
         with pytest.raises(ValueError, match="a worker sends"):
             RemoteKeeper(str(where.keeper)).commit(0, "a1", {"x.py": b""}, result_text(failed(0)))
+        with pytest.raises(ValueError, match="a worker asks for begin"):
+            RemoteKeeper(str(where.keeper))._ask("_most")
 
         ray.kill(ray.get_actor(str(where.keeper)), no_restart=False)  # it has no state that could be lost
         (staged / "model.onnx").write_bytes(b"onnx")
@@ -75,6 +78,21 @@ def test_a_worker_that_does_not_see_the_folder_works_with_it_through_the_keeper(
     with pytest.raises(AttemptLost, match="the driver of this run is gone"):
         replace(unseen(where), keeper="folder-of-nobody").open()
     here.note_loss(1, "nobody hears it")
+
+
+def test_a_machine_without_room_for_its_copies_is_told_by_its_name(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> Path:
+        (tmp_path / "a file").touch()
+        return tmp_path / "a file"
+
+    monkeypatch.setattr("search.folder_keeper.own_folder", full)
+    with found(store.root, joined=True, say=lambda line: None) as where:
+        with pytest.raises(StoreError):
+            unseen(where).open(3)
+        assert (store.last_loss(3) or "").startswith(f"StoreError: cannot make {tmp_path}")
+        assert (store.last_loss(3) or "").endswith(f"(on {os.uname().nodename})")
 
 
 def test_nodes_that_do_not_see_the_folder_are_told_once(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

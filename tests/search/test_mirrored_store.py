@@ -223,6 +223,16 @@ class TestTrial:
         with pytest.raises(StoreError, match="no finished trial 5"):
             here.result(5)
 
+    def test_what_cannot_be_read_of_another_is_as_if_it_were_gone(
+        self, here: MirroredStore, there: RunStore, direct: RunStore
+    ) -> None:
+        published(here, direct)
+        weights, plan = (there.trial_dir(0) / name for name in (WEIGHTS_FILE, PLAN_FILE))
+        os.truncate(weights, there.baseline_dir.joinpath(WEIGHTS_FILE).stat().st_size + HEADER_BYTES + 1)
+        plan.unlink()
+        os.mkfifo(plan)  # reading it would wait for ever
+        assert {path.name for path in here.trial_dir(0).iterdir()} == {TRACE_NAME, "result.json"}
+
 
 class TestRefused:
     @pytest.fixture
@@ -308,6 +318,12 @@ class TestCheckpoint:
     def test_of_nobody_is_none(self, here: MirroredStore) -> None:
         here.attempt_dir(0, "a1")
         here.checkpoint_path(0).write_bytes(b"of an earlier attempt in this process")
+        assert not here.fetch_checkpoint(0).exists()
+
+    def test_that_cannot_be_one_is_none(self, here: MirroredStore, there: RunStore) -> None:
+        here.attempt_dir(0, "a1")
+        with there.checkpoint_path(0).open("wb") as file:
+            file.truncate(2**30)
         assert not here.fetch_checkpoint(0).exists()
 
     def test_that_the_drivers_disk_does_not_take_says_so(
