@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +13,14 @@ from safetensors.torch import save_file
 
 from admm.bounded import HEADER_BYTES
 from admm.compact import PLAN_FILE, WEIGHTS_FILE
-from search import mirrored_store, own_folder, served_folder
+from search import mirrored_store
 from search.atomic import StoreError
 from search.errors import AttemptLost
 from search.job_file import load_job
 from search.mirrored_store import MirroredStore
-from search.record import result_text
 from search.result import TrialResult
 from search.served_folder import ServedFolder
-from search.store import CHECKPOINT_NAME, MODEL_NAME, TRACE_NAME, RunStore
+from search.store import MODEL_NAME, TRACE_NAME, RunStore
 from search.trial import Bench, Progress, Start, TrialSpec
 from search.worker import TrialRun
 from tests.search.test_worker import PLAN, make_bench
@@ -31,9 +28,6 @@ from tests.search.test_worker import PLAN, make_bench
 FILES = (MODEL_NAME, PLAN_FILE, WEIGHTS_FILE, TRACE_NAME)
 #: Begins with the weights of `PLAN`, of which it removes more.
 FURTHER = type(PLAN)({"0": {"filter": 0.5}, "3": {"filter": 0.5, "channel": 0.75, "unstructured": 0.5}})
-
-
-RESULT = result_text(TrialResult(number=0, status="failed", plan_digest="d", seed=0, reason="NaN"))
 
 
 class Far(ServedFolder):
@@ -234,61 +228,6 @@ class TestTrial:
         assert {path.name for path in here.trial_dir(0).iterdir()} == {TRACE_NAME, "result.json"}
 
 
-class TestRefused:
-    @pytest.fixture
-    def far(self, there: RunStore, monkeypatch: pytest.MonkeyPatch) -> Far:
-        monkeypatch.setattr(served_folder, "PLAN_BYTES", 1000)
-        return Far(there)
-
-    @pytest.mark.parametrize(
-        "name", ["../../../escaped", "/tmp/escaped", "result.json", CHECKPOINT_NAME, "", ".", "sub/plan.json", "x.py"]
-    )
-    def test_a_file_of_another_name(self, far: Far, there: RunStore, tmp_path: Path, name: str) -> None:
-        with pytest.raises(ValueError, match=r"a worker sends model\.onnx, plan\.json"):
-            far.commit(0, "a1", {PLAN_FILE: b"{}", name: b"x"}, RESULT)
-        assert there.finished() == set()
-        assert not list(tmp_path.rglob("escaped"))
-
-    @pytest.mark.parametrize("attempt", ["../0", "..", "a/b", ""])
-    def test_an_attempt_of_another_place(self, far: Far, there: RunStore, attempt: str) -> None:
-        for use in (lambda: far.begin(0, attempt), lambda: far.commit(0, attempt, {}, RESULT)):
-            with pytest.raises(StoreError, match="an attempt's id"):
-                use()
-        assert there.finished() == set()
-
-    @pytest.mark.parametrize("number", [-1, 10**9, True, "1", "../1"])
-    def test_a_trial_of_another_place(self, far: Far, number: int) -> None:
-        for use in (far.trial, far.checkpoint, far.discard_partial, lambda n: far.begin(n, "a1")):
-            with pytest.raises(StoreError, match="a trial's number"):
-                use(number)
-
-    def test_a_file_that_is_too_large(self, far: Far, there: RunStore) -> None:
-        dense = (there.baseline_dir / WEIGHTS_FILE).stat().st_size
-        with pytest.raises(ValueError, match=r"plan\.json of a trial holds at most 1000 bytes, got 1001"):
-            far.commit(0, "a1", {PLAN_FILE: bytes(1001)}, RESULT)
-        with pytest.raises(ValueError, match=rf"weights\.safetensors of a trial holds at most {dense + HEADER_BYTES}"):
-            far.commit(0, "a1", {WEIGHTS_FILE: bytes(dense + HEADER_BYTES + 1)}, RESULT)
-        with pytest.raises(ValueError, match=r"checkpoint\.safetensors of a trial holds at most"):
-            far.keep_checkpoint(0, bytes(16 * dense + HEADER_BYTES + 1))
-        assert there.finished() == set()
-
-    @pytest.mark.parametrize("text", ["{}", "[]", "\x80\x04N.", '{"schema": 99}'])
-    def test_what_is_no_result(self, far: Far, there: RunStore, text: str) -> None:
-        with pytest.raises(ValueError):  # noqa: PT011  each says what it is of this text
-            far.commit(0, "a1", {}, text)
-        assert there.finished() == set()
-
-    def test_the_result_of_another_trial(self, far: Far, there: RunStore) -> None:
-        with pytest.raises(ValueError, match="result of trial 0 committed as trial 1"):
-            far.commit(1, "a1", {}, RESULT)
-        assert there.finished() == set()
-
-    def test_nothing_is_taken_from_an_attempt_that_is_begun(self, far: Far, there: RunStore) -> None:
-        far.begin(0, "a1")
-        far.discard_partial(0)
-        assert (there.partial_dir / "0" / "a1").is_dir()
-
-
 class TestCheckpoint:
     def test_is_sent_each_time_where_that_is_quick(self, here: MirroredStore, far: Far) -> None:
         here.attempt_dir(0, "a1")
@@ -365,35 +304,3 @@ class TestLoss:
             run.step()
         far.note_loss = lambda number, reason: gone()  # type: ignore[method-assign]
         here.note_loss(0, "AttemptLost: and nobody hears of it")
-
-
-class TestOwnFolder:
-    @pytest.fixture(autouse=True)
-    def _temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(own_folder.tempfile, "tempdir", str(tmp_path))
-
-    def test_is_seen_by_its_owner_alone_and_not_swept_while_it_lives(self) -> None:
-        folder = own_folder.own_folder()
-        assert folder.stat().st_mode & 0o077 == 0
-        assert own_folder.own_folder() != folder
-        assert folder.exists()
-
-    def test_of_a_process_that_was_killed_is_swept(self, tmp_path: Path) -> None:
-        code = "import os, signal\nfrom search.own_folder import own_folder\n(own_folder() / 'big').write_text('x')\n"
-        kill = "os.kill(os.getpid(), signal.SIGKILL)"
-        environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        subprocess.run([sys.executable, "-c", code + kill], env=environment, check=False, timeout=120)
-        assert len(list(tmp_path.glob("*/big"))) == 1
-        own_folder.own_folder()
-        assert not list(tmp_path.glob("*/big"))
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
-        assert not list(tmp_path.glob("*/big"))  # it cleared up itself
-
-    def test_leaves_alone_what_only_looks_like_one(self, tmp_path: Path) -> None:
-        (tmp_path / "prunefront-run-mine").mkdir()
-        (tmp_path / "elsewhere").mkdir()
-        (tmp_path / "elsewhere" / "lock").touch()
-        (tmp_path / "prunefront-run-link").symlink_to(tmp_path / "elsewhere")
-        own_folder.own_folder()
-        assert (tmp_path / "prunefront-run-mine").is_dir()
-        assert (tmp_path / "elsewhere" / "lock").exists()
