@@ -42,6 +42,7 @@ from search.sampler import StudySampler, study_url
 from search.searcher import Halt, PlanSearcher
 from search.signals import Interrupt
 from search.store import RunStore, write_atomic
+from search.study_notes import link_artefacts
 from search.tasks.base import PreparedTask
 from search.trainable import PruneTrainable
 from search.view import View
@@ -231,8 +232,12 @@ def _open_study(
         objectives=objectives,
         cost=cost,
         run="" if job.search.study == "sqlite" else str(store.root.resolve()),
+        place=str(store.root.resolve()),
+        artefacts=partial(link_artefacts, store),
     )
     results = store.results()
+    for number in results:  # a run that was fetched from a URL has no links
+        link_artefacts(store, number)
     sampler.fill(results)
     sampler.reconcile(results, damaged=store.finished() - set(results))
     return sampler

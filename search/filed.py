@@ -15,6 +15,7 @@ from search.budget import Budget
 from search.objectives import LATENCY_ALONE, Objectives
 from search.result import TrialResult
 from search.space import Space
+from search.study_notes import about_trial
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -72,10 +73,11 @@ def filed(
     budget: Budget | None,
     attributes: Mapping[str, Any],
     objectives: Objectives = LATENCY_ALONE,
+    artefacts: Mapping[str, str] | None = None,
 ) -> FrozenTrial:
     """A finished trial with this result, or one that only takes a number: no result, or no plan of this space.
 
-    `attributes` are the sampler's own.
+    `attributes` are the sampler's own, `artefacts` those of the trial's files.
     """
     steps = None if result is None else steps_to(space, result)
     if result is None or steps is None:
@@ -85,7 +87,7 @@ def filed(
         values=values_of(result, objectives),
         params=steps,
         distributions=dict(distributions),
-        user_attrs=noted(result.source or "earlier", result.stretch),
-        system_attrs=dict(attributes),
+        user_attrs={**noted(result.source or "earlier", result.stretch), **about_trial(result)},
+        system_attrs={**attributes, **(artefacts or {})},
         constraints=constraints_of(result, budget),
     )

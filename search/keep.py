@@ -21,6 +21,7 @@ from search.job import Job
 from search.objectives import LATENCY_ALONE, Objectives
 from search.result import Baseline, TrialResult
 from search.store import MODEL_NAME, RunStore
+from search.study_notes import drop_dead_links
 
 #: What may go, the weights first: they say whether a trial is kept, also where the rest is still to be removed.
 HEAVY = (WEIGHTS_FILE, MODEL_NAME)
@@ -93,6 +94,7 @@ def remove_unwanted(store: RunStore, job: Job, baseline: Baseline, results: Mapp
             with disk_errors("remove", path):
                 path.unlink(missing_ok=True)
         removed += bool(there)
+    drop_dead_links(store)
     return removed
 
 

@@ -7,6 +7,7 @@ at any instant leaves it there whole, or not at all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,18 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study import quiet
+from search.study import note_trial, quiet
 
 #: What TPE notes of a proposal while it runs, so that others see it before its parameters are set; here they are.
 SCRATCH = "tpe:relative_params"
+#: Where Optuna 4 kept constraints, and where Optuna's dashboard (0.21) still looks for them. Samplers would count each
+#: of them twice.
+LISTED = "constraints"
+
+
+def listed(constraints: Mapping[str, float]) -> dict[str, list[float]]:
+    """Constraints as Optuna's dashboard reads them."""
+    return {LISTED: list(constraints.values())} if constraints else {}
 
 
 class Mirror:
@@ -45,7 +54,9 @@ class Mirror:
         self._copies += 1
         self._ids: list[int] = []
         for trial in self.study.get_trials(deepcopy=False):
-            self._memory._storage.create_new_trial(self._memory._study_id, template_trial=trial)
+            known = {k: v for k, v in trial.system_attrs.items() if k != LISTED}
+            template = trial if LISTED not in trial.system_attrs else _with_attributes(trial, known)
+            self._memory._storage.create_new_trial(self._memory._study_id, template_trial=template)
             self._ids.append(trial._trial_id)
 
     def fresh(self) -> bool:
@@ -106,7 +117,8 @@ class Mirror:
             params=trial.params,
             distributions=trial.distributions,
             user_attrs=trial.user_attrs,
-            system_attrs={k: v for k, v in trial.system_attrs.items() if not k.startswith(SCRATCH)},
+            system_attrs={k: v for k, v in trial.system_attrs.items() if not k.startswith(SCRATCH)}
+            | listed(trial.constraints),
         )
         storage = self.study._storage
         trial_id = storage.create_new_trial(self.study._study_id, template_trial=template)
@@ -168,21 +180,31 @@ class Mirror:
         values: Sequence[float] | None = None,
         *,
         constraints: Mapping[str, float] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        artefacts: Mapping[str, str] | None = None,
         durable: bool = True,
     ) -> None:
-        """File a trial's end; with `durable` False in memory only, for a trial that is still to be written."""
-        known = self.trial(number)
+        """File a trial's end; with `durable` False in memory only, for a trial that is still to be written.
+
+        `attributes` and `artefacts` are for those who look at the study: the copy needs none of them.
+        """
         self._stale = True
-        for key, value in (constraints or {}).items():
-            # a kill between here and the state leaves the constraint set: it is the same value, set it once
-            if f"constraints:{key}" in known.system_attrs:
-                continue
-            if durable:
-                self.study._storage.set_trial_system_attr(self._ids[number], f"constraints:{key}", value)
-            self._memory._storage.set_trial_system_attr(number, f"constraints:{key}", value)
+        found = {f"constraints:{key}": value for key, value in (constraints or {}).items()}
+        for key, value in found.items():
+            self._memory._storage.set_trial_system_attr(number, key, value)
         if durable:
+            # a kill between here and the state leaves them set, and they are set again to the same
+            told = {**found, **listed(constraints or {}), **(artefacts or {})}
+            note_trial(self.study._storage, self._ids[number], attributes or {}, told)
             self.study._storage.set_trial_state_values(self._ids[number], state, values)
         with quiet():
             self._memory.sampler.after_trial(self._memory, self.trial(number), state, values)
         self._memory._storage.set_trial_state_values(number, state, values)
         self._stale = not durable
+
+
+def _with_attributes(trial: FrozenTrial, attributes: dict[str, Any]) -> FrozenTrial:
+    """The same trial with other system attributes."""
+    other = copy.copy(trial)
+    other._system_attrs = attributes
+    return other

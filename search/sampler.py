@@ -29,6 +29,7 @@ from search.study import drop_torn_line as drop_torn_line
 from search.study import make_sampler, open_study, study_name, study_place, written
 from search.study import open_storage as open_storage
 from search.study import study_url as study_url
+from search.study_notes import Artefacts, about_study, about_trial, artefact_attributes
 
 #: Proposals in a row that were seen before, after which a random plan is drawn instead.
 PATIENCE = 8
@@ -67,6 +68,7 @@ class StudySampler:
     proposals are mixed with plans next to the front, in shares that follow what each source gained an epoch;
     `dense_accuracy` is where the gain is counted from (without it, what the results say of it), and `cost` forecasts
     the latency of steps, where there is a forecast: see `search.neighbours`. `objectives` are what trials are told by.
+    `place` is the run's folder and `artefacts` the files of its trials, for those who look at the study.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class StudySampler:
         again: bool = False,
         cost: Callable[[Mapping[str, int]], float] | None = None,
         objectives: Objectives = LATENCY_ALONE,
+        place: str = "",
+        artefacts: Artefacts = lambda number: {},
     ) -> None:
         self.space = space
         self.budget = budget
@@ -96,7 +100,9 @@ class StudySampler:
         self._distributions = {name: IntDistribution(0, size - 1) for name, size in space.sizes.items()}
         self._neighbours = neighbours
         self._memory = Memory(space, sampler, dense_accuracy, cost, again=again, objectives=objectives)
-        self.study = open_study(url, study_name(space, budget, rig, run, objectives), objectives)
+        self._artefacts = artefacts
+        about = about_study(space, budget, rig, objectives, place)
+        self.study = open_study(url, study_name(space, budget, rig, run, objectives), objectives, about)
         self._exhausted = False
         #: The steps of every plan proposed, with its stretch, and the first trial that had it.
         self._seen: dict[tuple[float, ...], int] = {}
@@ -135,7 +141,15 @@ class StudySampler:
                 found = None
             generation = self._mirror.first_generation()
             self._mirror.insert(
-                filed(self.space, self._distributions, found, self.budget, generation, self._objectives)
+                filed(
+                    self.space,
+                    self._distributions,
+                    found,
+                    self.budget,
+                    generation,
+                    self._objectives,
+                    artefact_attributes(self._artefacts(number)),
+                )
             )
             self._fresh()
             if found is not None:
@@ -257,7 +271,7 @@ class StudySampler:
             if first is None:
                 return self._written_down(trial, self._kind)
             # the same plan again: the same values, nothing is run
-            self._mirror.note(trial.number, {"duplicate_of": first})
+            self._mirror.note(trial.number, {"duplicate_of": first, "status": "duplicate"})
             self._mirror.finish(trial.number, **self._like(first), durable=False)
             self._mirror.write(trial.number)
             self._fresh()
@@ -332,6 +346,8 @@ class StudySampler:
             state_of(result, self._objectives),
             values_of(result, self._objectives),
             constraints=constraints_of(result, self.budget),
+            attributes=about_trial(result),
+            artefacts=artefact_attributes(self._artefacts(result.number)),
         )
         self._learn(trial, result)
         self._enqueue_twins(result)

@@ -36,7 +36,7 @@ JOB_NAME = "job.yaml"
 MODEL_NAME = "model.onnx"
 TRACE_NAME = "trace.jsonl"
 #: What a run writes into: a link there would lead its files elsewhere.
-_OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray", "tensorboard", "mlflow")
+_OWN_FOLDERS = ("trials", "trials/.partial", "baseline", "measured", "ray", "tensorboard", "mlflow", "artifacts")
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "lost.txt"
 _PROBE_BYTES = 2**16

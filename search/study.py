@@ -8,19 +8,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial
-from sqlalchemy import create_engine, make_url
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, delete, insert, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -61,6 +64,34 @@ class Database(RDBStorage):
         )
         return trial
 
+    def note(self, trial_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> None:
+        """Set attributes of an unfinished trial in one transaction: Optuna takes one for each of them."""
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            self.check_trial_is_updatable(trial_id, cast(TrialState, trial.state))
+            for model, attributes in (
+                (models.TrialUserAttributeModel, user),
+                (models.TrialSystemAttributeModel, system),
+            ):
+                if not attributes:
+                    continue
+                # what a kill left of an earlier attempt to note the same
+                session.execute(delete(model).where(model.trial_id == trial_id, model.key.in_(attributes)))
+                rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()]
+                session.execute(insert(model), rows)
+
+
+def note_trial(storage: BaseStorage, trial_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> None:
+    """Set attributes of an unfinished trial."""
+    database = getattr(storage, "_backend", storage)  # Optuna puts a cache of finished trials around it
+    if isinstance(database, Database):
+        database.note(trial_id, user, system)
+        return
+    for key, value in user.items():
+        storage.set_trial_user_attr(trial_id, key, value)
+    for key, value in system.items():
+        storage.set_trial_system_attr(trial_id, key, value)
+
 
 def make_sampler(kind: str, seed: int) -> BaseSampler:
     """Optuna's sampler of this kind: `tpe`, `nsga2` or `random`."""
@@ -72,8 +103,12 @@ def make_sampler(kind: str, seed: int) -> BaseSampler:
         return BoundedTPE(multivariate=True, group=True, constant_liar=True, n_startup_trials=8, seed=seed)
 
 
-def open_study(url: str, name: str, objectives: Objectives = LATENCY_ALONE) -> Study:
+def open_study(
+    url: str, name: str, objectives: Objectives = LATENCY_ALONE, about: Mapping[str, Any] | None = None
+) -> Study:
     """The study of this name, a new one where there is none. Raises `StoreError` with the mend.
+
+    `about` is what it says of itself to those who look at it.
 
     Nothing is ever asked of its own sampler: proposals are drawn in memory, see `search.mirror`.
     """
@@ -93,6 +128,10 @@ def open_study(url: str, name: str, objectives: Objectives = LATENCY_ALONE) -> S
                 )
             if study.metric_names != objectives.metrics:
                 study.set_metric_names(objectives.metrics)
+            known = study.user_attrs
+            for key, value in (about or {}).items():
+                if known.get(key) != value:
+                    study.set_user_attr(key, value)
         return study
 
 

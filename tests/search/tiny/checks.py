@@ -24,8 +24,18 @@ STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-#: What a driver, SQLite and Ray keep to themselves.
-THEIRS = {"driver.lock", "starts", "study.db", "study.db-journal", "study.log", "study.log.lock", "ray", "lost.txt"}
+#: What a driver, SQLite and Ray keep to themselves, and links to files that stand elsewhere in the run.
+THEIRS = {
+    "artifacts",
+    "driver.lock",
+    "starts",
+    "study.db",
+    "study.db-journal",
+    "study.log",
+    "study.log.lock",
+    "ray",
+    "lost.txt",
+}
 
 
 class Ledger:
