@@ -74,7 +74,7 @@ def search(
         int | None, typer.Option(metavar="N", parser=whole, help="Trials in all; may be more than before.")
     ] = None,
     time_budget: Annotated[
-        str | None, typer.Option(metavar="10m", help="Stop after this long: 90s, 10m, 1h30m.")
+        str | None, typer.Option(metavar="10m", help="End the trials after this long: 90s, 10m, 1h30m.")
     ] = None,
     latency_ms: Latency = None,
     speedup: Speedup = None,

@@ -64,7 +64,7 @@ def readme_text(card: Mapping[str, Any], content: bytes | None) -> str:
         "",
     ]
     if content is not None:
-        lines += _run_onnx(content)
+        lines += _run_onnx(content, int(stamp["threads"]))
     if "load" in card:
         lines += [
             "In PyTorch, with the function that builds the dense network, FOLDER being this one:",
@@ -103,15 +103,20 @@ def opset_in(content: bytes) -> int | None:
         return None
 
 
-def _run_onnx(content: bytes) -> list[str]:
-    name, output, shape, kind = _interface(content)
+def _run_onnx(content: bytes, threads: int) -> list[str]:
+    name, output, shape, kind, free = _interface(content)
+    batch = "; any batch" if free else ""
     return [
+        "In this folder:",
+        "",
         "```python",
         "import numpy as np",
         "import onnxruntime",
         "",
-        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
-        f"inputs = np.zeros({shape}, np.{kind})  # yours, prepared as the training data were",
+        "options = onnxruntime.SessionOptions()",
+        f"options.intra_op_num_threads = {threads}  # as it was measured",
+        'session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])',
+        f"inputs = np.zeros({shape}, np.{kind})  # yours, prepared as the training data were{batch}",
         f"outputs = session.run([{output!r}], {{{name!r}: inputs}})[0]",
         "print(outputs.shape)",
         "```",
@@ -119,8 +124,8 @@ def _run_onnx(content: bytes) -> list[str]:
     ]
 
 
-def _interface(content: bytes) -> tuple[str, str, str, str]:
-    """(input's name, output's name, shape with a batch of one where it is free, NumPy type) of an ONNX file."""
+def _interface(content: bytes) -> tuple[str, str, str, str, bool]:
+    """(input's name, output's name, shape with a batch of one where it is free, NumPy type, whether it is free)."""
     try:
         graph = onnx.load_model_from_string(content).graph
     except Exception:  # protobuf's own
@@ -130,6 +135,6 @@ def _interface(content: bytes) -> tuple[str, str, str, str]:
         kind = given.type.tensor_type
         sides = [side.dim_value or 1 for side in kind.shape.dim]
         numpy_type = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-        return given.name, graph.output[0].name, str(tuple(sides)), numpy_type
+        return given.name, graph.output[0].name, str(tuple(sides)), numpy_type, not kind.shape.dim[0].dim_value
     except (IndexError, KeyError):  # a file from elsewhere put in its place: its names are ours at least
-        return "input", "output", "SHAPE", "float32"
+        return "input", "output", "SHAPE", "float32", False

@@ -274,13 +274,15 @@ def training_data() -> Arrays:
 
 
 def task() -> Task:
-    """What the job file names. Without `val` a tenth of the training data is held out; `test` is read once."""
+    """What the job file names. `val` chooses and `test` is read once: both must be new to the network."""
     return Task(
         name="{function}",
         model={function},
         train=training_data(),
+        # val=..., test=...,  # as train. Without val a tenth of train is held out, which trained weights have seen.
         # Cross-entropy and top-1 accuracy, unless you give loss=... and metric=...
-        # How to train the dense network; leave it out where {function} returns trained weights.
+        # How to train the dense network. Is it trained already? Then leave this out, and for model write a function
+        # that builds it, calls load_state_dict, and returns it.
         dense=DenseRecipe(epochs=10, lr=0.05),
     )
 '''.replace("'N'", "N")

@@ -35,6 +35,8 @@ TIMEOUT_S = 300.0
 MODULES_TIMEOUT_S = 1800.0
 #: How often Ray asks again what a rig was at that had to be started again.
 RETRIES = 2
+#: How long the end of a search waits for a rig's last call.
+LAST_CALL_S = 5.0
 #: How often one who waits looks at what is measured.
 LOOK_S = 10.0
 
@@ -155,8 +157,15 @@ def start_actor(job: Job, place: Place, **options: Any) -> Any:
 
 
 def stop_rigs(names: Mapping[str, str]) -> None:
-    """Stop the actors that `start_rigs` has told."""
+    """Stop the actors that `start_rigs` has told, each when it has ended what it is at, or after `LAST_CALL_S`.
+
+    Of one that is killed in a call Ray says in red that it failed, though nobody waits for the answer any more.
+    """
     for name in set(names.values()):
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            actor, until = ray.get_actor(name, namespace=NAMESPACE), time.monotonic() + LAST_CALL_S
+            while time.monotonic() < until and ray.get(actor.running.remote(), timeout=1.0) is not None:
+                time.sleep(0.1)
         stop_rig(name)
 
 

@@ -294,7 +294,10 @@ def _first_plans(store: RunStore, job: Job, prepared: Prepared, baseline: Baseli
 
 def _how_to_go_on(root: Path, reason: str, address: str | None) -> str:
     where = "" if address is None else f" --address {address}"
-    return f"{reason}: nothing finished is lost; go on with: prunefront search {root}{where}"
+    return (
+        f"{reason}: nothing finished is lost; the front is not trained on, measured again and read on the test data "
+        f"before the last trial is done; go on with: prunefront search {root}{where}"
+    )
 
 
 def _say_how_to_export(view: View, root: Path, job: Job, results: Mapping[int, TrialResult]) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from search.errors import UserError
 from search.tasks import Arrays, DenseRecipe, Task, check_task, prepare, top1
+from search.tasks.base import SEEN
 from search.tasks.data import derive_seed, even_batches, isolated_rng
 from search.tasks.dense import DenseEpoch, build_model, train_dense, validate
 from search.tasks.digits import DigitsResNet, shift
@@ -134,9 +135,9 @@ def test_even_batches(samples: int, size: int) -> None:
 
 def test_a_held_out_split_is_stratified_fixed_and_said() -> None:
     prepared = prepare(make(), seed=1)
-    assert prepared.notes == [
-        "no validation data given: 10% of the training data (6 samples, stratified by label, seed 0) are held out"
-    ]
+    said = "no validation data given: 10% of the training data (6 samples, stratified by label, seed 0) are held out"
+    assert prepared.notes == [f"{said}: {SEEN}"]
+    assert prepare(make(dense=DenseRecipe(epochs=1)), seed=1).notes == [said]
     assert prepared.train_size == 54
     x, y = read(prepared.val_batches())
     assert torch.bincount(y).tolist() == [2, 2, 2]
