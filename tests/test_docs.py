@@ -164,7 +164,7 @@ def resolves(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", SOURCED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*SOURCED, ROOT / "README.md"], ids=lambda page: page.name)
 def test_figures_are_those_of_the_results(page: Path) -> None:
     for figure in figures(page.read_text()):
         assert figure.agrees(), f"{page.name}: {figure.shown} is {figure.value():g} in {figure.source}"
