@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 from functools import cache
@@ -14,7 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from search import cli_reading
+from search.cli_options import Latency, NoAlign, Source, Speedup, duration, number, whole
 from search.cli_reading import Json, Run
+from search.complete import jobs_and_runs, models_and_runs, require_shell
 from search.errors import UserError
 from search.signals import INTERRUPTED
 
@@ -27,44 +28,21 @@ app = typer.Typer(
     name="prunefront",
     help="Search for the Pareto front of a network's pruned forms, by measured latency and accuracy.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def number(text: str) -> float:
-    """An option's number; our own, because Typer's complaint does not say what was typed."""
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number") from None
-
-
-def whole(text: str) -> int:
-    """An option's whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from None
-
-
-Latency = Annotated[float | None, typer.Option(metavar="X", parser=number, help="Budget: latency in milliseconds.")]
-Speedup = Annotated[
-    float | None, typer.Option(metavar="X", parser=number, help="Budget: speed-up over the dense network.")
-]
-
-
-NoAlign = Annotated[
-    bool, typer.Option("--no-align", metavar="", help="Any width, not only multiples of the device's block.")
-]
-
-
 @app.command()
 def search(
     job: Annotated[
-        str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run folder (or its URL) to go on with.")
+        str,
+        typer.Argument(
+            metavar="JOB.yaml|RUN",
+            help="A job file, or a run folder (or its URL) to go on with.",
+            autocompletion=jobs_and_runs,
+        ),
     ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run folder.")] = None,
     storage: Annotated[
@@ -177,7 +155,7 @@ def export(
 
 @app.command()
 def prune(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run, for its dense weights.")],
+    job: Source,
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the network.")],
     plan: Annotated[
         Path | None, typer.Option(metavar="plan.json", help="Sparsity by layer and structure, set by hand.")
@@ -218,7 +196,13 @@ def prune(
 @app.command()
 def measure(
     target: Annotated[
-        Path, typer.Argument(metavar="MODEL.onnx|RUN", help="A model, or a run to measure again.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MODEL.onnx|RUN",
+            help="A model, or a run to measure again.",
+            show_default=False,
+            autocompletion=models_and_runs,
+        ),
     ],
     against: Annotated[
         Path | None, typer.Option(metavar="OTHER.onnx", help="The model to compare with; itself if left out.")
@@ -264,10 +248,7 @@ def measure(
 
 @app.command()
 def profile(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or a run, for its dense weights.", show_default=False),
-    ],
+    source: Source,
     every: Annotated[bool, typer.Option("--all", metavar="", help="Every layer, however small.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -282,17 +263,6 @@ def profile(
 
 
 cli_reading.add_to(app)
-
-
-def duration(text: str) -> float:
-    """Seconds in `90s`, `10m`, `1h30m` or a plain number of seconds; raises `UserError`."""
-    number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"{number}|(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip(), re.ASCII)
-    plain, hours, minutes, seconds = (float(part or 0.0) for part in match.groups()) if match else (0.0,) * 4
-    total = plain + 3600.0 * hours + 60.0 * minutes + seconds
-    if total <= 0.0:
-        raise UserError(f"--time-budget: {text!r} is no duration above 0: write 90s, 10m or 1h30m")
-    return total
 
 
 def fail(message: str, code: int) -> int:
@@ -317,6 +287,7 @@ def run(arguments: list[str] | None = None) -> int:
     from evaluators.errors import EvaluationError
 
     try:
+        require_shell(sys.argv[1:] if arguments is None else arguments)
         outcome: Any = _commands().main(arguments, prog_name="prunefront", standalone_mode=False)
     except UserError as error:
         return fail(str(error), error.exit_code)

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 import search
+from search.complete import runs
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False, autocompletion=runs)]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON, for programs.")]
 
 

@@ -38,20 +38,34 @@ def prose(text: str) -> str:
     return _FENCE.sub("", text)
 
 
-def typed(text: str) -> list[tuple[str, list[str]]]:
-    """Each `prunefront` command in blocks and in backticks, with the options that it is given.
+def _lines(text: str) -> list[str]:
+    """What stands behind `prunefront` in blocks and in backticks.
 
     A line in a block goes on in the lines below that are indented by four and more, or after a backslash.
     """
     found: list[str] = []
     for _, content in blocks(text):
         found += re.findall(r"^(?:\$ )?(?:\.venv/bin/)?prunefront (.+(?:(?:\\\n.*)|(?:\n {4,}.*))*)", content, re.M)
-    found += re.findall(r"`prunefront ([^`]+)`", prose(text))
+    return found + re.findall(r"`prunefront ([^`]+)`", prose(text))
+
+
+def typed(text: str) -> list[tuple[str, list[str]]]:
+    """Each `prunefront` command of a page, with the options that it is given."""
     commands = []
-    for line in found:
+    for line in _lines(text):
         command, *_ = line.split()
-        commands.append((command, re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", re.sub(r"\s#.*", "", line))))
+        if not command.startswith("--"):  # one of the program itself
+            commands.append((command, re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", re.sub(r"\s#.*", "", line))))
     return commands
+
+
+@functools.cache
+def own_options() -> set[str]:
+    """What the program itself takes, before any command."""
+    from search.cli import app
+
+    group: Any = typer.main.get_command(app)
+    return {"--help", *(option for parameter in group.params for option in parameter.opts)}
 
 
 @functools.cache
@@ -67,6 +81,8 @@ def unknown(text: str) -> list[str]:
     """Commands and options that a page names and the program does not have."""
     known = known_commands()
     wrong = [command for command, _ in typed(text) if command not in known]
+    first = [line.split()[0] for line in _lines(text)]
+    wrong += [word for word in first if word.startswith("--") and word not in own_options()]
     return wrong + [
         f"{command} {option}"
         for command, options in typed(text)

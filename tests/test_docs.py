@@ -104,6 +104,7 @@ def test_a_command_that_is_not_there_is_found() -> None:
     page = "```\nprunefront search a.yaml --trails 3 \\\n    --seed 1  # --not\n```\n`prunefront serch R --seed 2`"
     assert typed(page) == [("search", ["--trails", "--seed"]), ("serch", ["--seed"])]
     assert unknown_commands(page) == ["serch", "search --trails", "serch --seed"]
+    assert unknown_commands("`prunefront --version` and `prunefront --verison`") == ["--verison"]
 
 
 @each_page
