@@ -90,7 +90,7 @@ def _message(mistake: ErrorDetails) -> str:
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return f"{_bounds(place, context)}, got {shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"must be {_FORMS[str(place[-1])]}, got {shown(value)}"
+        return f"must be {_FORMS.get(str(place[-1]), 'of another form')}, got {shown(value)}"
     mend = f": write [{value}]" if kind == "tuple_type" and isinstance(value, str) and value.isidentifier() else ""
     return f"{_WANTED.get(kind, mistake['msg'])}, got {shown(value)}{mend}"
 

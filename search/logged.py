@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ _OF_THE_RECORD = (
     "epochs",
     "seconds",
 )
+#: What MLflow's own tools read where nothing else is said.
+URI_NAME = "MLFLOW_TRACKING_URI"
 #: A server that does not answer within this is taken for none.
 TIMEOUT_S = 5.0
 _PACKAGES = {"tensorboard": ("tensorboardX", "tensorboardX"), "mlflow": ("mlflow", "'prunefront[mlflow]'")}
@@ -74,8 +77,9 @@ def require_logging(job: Job) -> None:
     for name, (module, package) in _PACKAGES.items():
         if getattr(job.logging, name) and find_spec(module) is None:
             raise job.error(f"logging.{name}", f"it is not installed: pip install {package}, or leave it out")
-    uri = job.logging.mlflow_uri
-    if uri is not None and uri.startswith(("http://", "https://")):
+    named = job.logging.mlflow_uri
+    uri = (named or os.environ.get(URI_NAME, "")) if job.logging.mlflow else ""
+    if uri.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_S):
                 pass
@@ -84,6 +88,7 @@ def require_logging(job: Job) -> None:
         except (OSError, ValueError) as error:
             why = getattr(error, "reason", None) or error
             raise job.error(
-                "logging.mlflow_uri",
-                f"no server answers at {without_secrets(uri)} ({why}): start one with `mlflow server`, or leave it out",
+                "logging.mlflow_uri" if named else "logging.mlflow",
+                f"no server answers at {without_secrets(uri)}{'' if named else f', of {URI_NAME},'} ({why}): start one "
+                f"with `mlflow server`, or leave it out",
             ) from None

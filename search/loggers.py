@@ -21,14 +21,13 @@ from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from evaluators.errors import one_line
 from search.errors import UserError
 from search.job import Job
-from search.logged import parameters_of
+from search.logged import URI_NAME, parameters_of
 from search.remote import without_secrets
 from search.result import STATUSES
 from search.store import RunStore
 
 #: Put before every name by Ray's callback.
 _THEIRS = "ray/tune/"
-_URI = "MLFLOW_TRACKING_URI"
 #: MLflow's client would try a server that is gone for minutes, and Tune's loop would wait. Nothing is told to MLflow's
 #: makers either.
 _MLFLOW = {
@@ -149,7 +148,7 @@ class _Writer:
 @contextlib.contextmanager
 def _mlflow(store: RunStore, job: Job, say: Callable[[str], None]) -> Iterator[LoggerCallback]:
     """The callback, set up: its experiment is there. Leaves the environment, where MLflow notes its URI, as it was."""
-    before = os.environ.get(_URI)
+    before = os.environ.get(URI_NAME)
     for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
     uri, experiment = tracking_uri(job, store, before), job.logging.mlflow_experiment or store.name
@@ -165,9 +164,9 @@ def _mlflow(store: RunStore, job: Job, say: Callable[[str], None]) -> Iterator[L
         yield callback
     finally:
         if before is None:
-            os.environ.pop(_URI, None)
+            os.environ.pop(URI_NAME, None)
         else:
-            os.environ[_URI] = before
+            os.environ[URI_NAME] = before
 
 
 def tracking_uri(job: Job, store: RunStore, environment: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -54,7 +55,8 @@ def is_broken(folder: Path) -> bool:
 def break_jobs(folder: Path, count: int) -> None:
     """Until so many different files were refused; those that are still jobs are not counted."""
     seen: set[bytes] = set()
-    for number in range(9):
+    first = 0 if settings.default.derandomize else random.randrange(2**32)
+    for number in range(first, first + 9):
         if len(seen) >= count:
             return
 

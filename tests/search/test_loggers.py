@@ -176,14 +176,21 @@ def test_what_is_not_installed_is_said_before_anything_starts(monkeypatch: pytes
         require_logging(job(tensorboard=True))
 
 
-def test_a_server_that_does_not_answer_is_said_before_anything_starts() -> None:
+def test_a_server_that_does_not_answer_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="pip install 'prunefront[mlflow]'")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://me:secret@127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(
             UserError, match=r"mlflow_uri: no server answers at http://127.0.0.1:\d+ \(.*start one with"
         ):
-            require_logging(Job.model_validate({"task": "a:b", "logging": {"mlflow": True, "mlflow_uri": uri}}))
+            require_logging(job(mlflow=True, mlflow_uri=uri))
+        require_logging(job())
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(
+            UserError, match=r"logging.mlflow: no server answers at http://127.*, of MLFLOW_TRACKING_URI,"
+        ):
+            require_logging(job(mlflow=True))
 
 
 def test_where_mlflow_keeps_its_runs(store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
