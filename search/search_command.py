@@ -295,8 +295,8 @@ def _first_plans(store: RunStore, job: Job, prepared: Prepared, baseline: Baseli
 def _how_to_go_on(root: Path, reason: str, address: str | None) -> str:
     where = "" if address is None else f" --address {address}"
     return (
-        f"{reason}: nothing finished is lost; the front is not trained on, measured again and read on the test data "
-        f"before the last trial is done; go on with: prunefront search {root}{where}"
+        f"{reason}: nothing finished is lost; the long schedule, fresh measurements and test data come after the last "
+        f"trial; go on with: prunefront search {root}{where}"
     )
 
 

@@ -198,6 +198,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_options_that_do_not_fit_are_refused() -> None:
     for options, said in (
         (("--quick", "--record"), "full benchmark only"),

@@ -23,6 +23,7 @@ def run(*options: str, data: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_last_line_is_the_claim_and_memory_is_accounted_for(tmp_path: Path) -> None:
     done = run("--tiny", data=tmp_path)
     assert done.returncode == 0, done.stderr

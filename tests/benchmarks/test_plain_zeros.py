@@ -15,6 +15,7 @@ from torch import nn
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plain_zeros.py"
 
 
+@pytest.mark.slow
 def test_last_line_is_the_claim() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--quick"],

@@ -36,6 +36,8 @@ from tests.search.tiny.storm import ADMM, EPOCHS, FAULTS, Storm, job_file
 from tests.search.tiny.tiny_task import HOLD
 
 TRIALS = 7
+#: What a search that is cut short has not come to.
+LATER = "the long schedule, fresh measurements and test data come after the last trial"
 #: Kills of attempts without Ray, beside those of drivers, workers and the rig in `storm`: above twenty in all.
 ATTEMPTS_KILLED = 12
 
@@ -149,7 +151,7 @@ def test_a_second_driver_is_refused_by_name_of_the_first(storm: Storm) -> None:
 
 
 def test_ctrl_c_once_or_twice_stops_and_says_how_to_go_on(storm: Storm) -> None:
-    go_on = f"interrupted: nothing finished is lost; go on with: prunefront search {storm.root}"
+    go_on = f"interrupted: nothing finished is lost; {LATER}; go on with: prunefront search {storm.root}"
     for when in ("Ctrl-C", "twice Ctrl-C"):
         assert storm.said[when].splitlines()[-1] == go_on
         assert "Traceback" not in storm.said[when]
@@ -163,7 +165,7 @@ def test_a_time_budget_ends_with_the_front_and_how_to_go_on(storm: Storm) -> Non
     assert storm.codes["time budget"] == 0
     lines = storm.said["time budget"].splitlines()
     ended = "the time budget is spent: nothing finished is lost"
-    assert lines[-1] == f"{ended}; go on with: prunefront search {storm.root}"
+    assert lines[-1] == f"{ended}; {LATER}; go on with: prunefront search {storm.root}"
     assert any(re.match(r" *dense +[01]\.\d{4}", line) for line in lines)
 
 
