@@ -17,6 +17,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "prunefront needs Python >= 3.11, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits]'
+	touch $@
+
+# What tests, checks and the pages need beside: who only uses it waits for none of that.
+$(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -25,20 +30,20 @@ demo: install
 	$(BIN)/prunefront export $(DEMO) --speedup 2 --out $(DEMO)-export
 
 # One process a core; a file stays in one process, so that its Ray cluster is started once.
-test: install
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: install
+test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
 # One real Ray cluster of several nodes, and what can fail in it; -s shows how long each failure took to mend.
-test-cluster: install
+test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -s tests/cluster
 
-test-soak: install
+test-soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak -s --timeout 5400
 
-check: install
+check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,8 +52,7 @@ bench: install
 	$(BIN)/python benchmarks/step_overhead.py
 
 # The pages of docs/ as a site in site/; a broken link or anchor ends it.
-docs: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+docs: $(VENV)/.dev
 	$(BIN)/python docs/generate_job_reference.py --check
 	$(BIN)/mkdocs build --strict
 

@@ -1,6 +1,6 @@
 """Measuring when the machine is calm: what a run knows of its dense network tells when it is not.
 
-On a core whose neighbour works, a network that takes microseconds loses up to a third of its speed-up, and no interval
+On a core whose neighbour works, a network that takes microseconds loses a quarter of its speed-up, and no interval
 of one measurement tells so. The dense network beside it does: it reads slower than it has been seen.
 """
 

@@ -22,11 +22,10 @@ from admm.errors import PruneError
 from evaluators.errors import EvaluationError
 from evaluators.rig import measures_modules
 from search.atomic import json_text, write_atomic
-from search.bench import Prepared, dense_forms, dense_onnx, local_measure, local_modules
+from search.bench import Prepared, dense_forms, local_measure, local_modules
 from search.errors import UserError
 from search.job import Job, RigSpec
 from search.module_artefact import plan_entry, ship_forms
-from search.module_rigs import of_files
 from search.objective_names import SIZE
 from search.on_rigs import judged_on, listed, measured_on, seen_by
 from search.payload import Payload, module_forms
@@ -77,15 +76,15 @@ def _is_kept(folder: Path) -> bool:
 
 
 def _bench(store: RunStore, job: Job, prepared: Prepared, profile: Profile, baseline: Baseline) -> Bench:
-    modules = local_modules(job, prepared.task)
+    modules, forms = local_modules(job, prepared.task), dense_forms(store, job)
     return Bench(
         job=job,
         task=prepared.task,
         dense=prepared.model,
         profile=profile,
         baseline=baseline,
-        file=dense_onnx(store) if of_files(job) else None,
-        measure=local_measure(job, dense_forms(store, job), modules),
+        file=forms.file,
+        measure=local_measure(job, forms, modules),
         modules=modules,
         device=torch.device("cpu"),
     )

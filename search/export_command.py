@@ -66,13 +66,13 @@ def export_from_run(
     if latency_ms is not None or speedup is not None:
         budget = Budget(latency_ms=latency_ms, speedup=speedup, rig=rig)
     results = store.results()
+    calm = Calm.of_run(baseline, results, rig)
     if into is not None:
         results = convertible(into, job, results, trial)
     if trial is not None and (why := store.unseen_for(trial)) is not None:
         raise UserError(f"trial {trial} cannot be exported: {why}: name another --trial")
     chosen = candidates(baseline, results, budget=budget, max_drop=max_drop, trial=trial, recorded=into is None)
     measure = local_measure(job, dense_forms(store, job), local_modules(job))
-    calm = Calm.of_run(baseline, store.results(), rig)
     done = export_trial(
         store,
         with_weights(store, chosen),
